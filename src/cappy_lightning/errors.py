@@ -1,0 +1,12 @@
+"""The one exception that is the user's to mend."""
+
+
+class InputError(Exception):
+    """Something the user gave cannot be used.
+
+    The message is one line: where (a file and line, or a config key), what is wrong, and what was
+    expected. The command line prints it and exits with code 2; a traceback is for our own bugs.
+    """
+
+    def __init__(self, where: object, problem: str) -> None:
+        super().__init__(" ".join(f"{where}: {problem}".split()))

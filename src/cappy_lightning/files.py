@@ -1,0 +1,125 @@
+"""Files that are there whole or not at all, and JSON Lines with the place of every error."""
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from cappy_lightning.errors import InputError
+
+
+def cache_dir() -> Path:
+    """Where downloads and recorded pools are kept: `$CAPPY_CACHE`, else `~/.cache/cappy-lightning`."""
+    return Path(os.environ.get("CAPPY_CACHE") or Path.home() / ".cache" / "cappy-lightning")
+
+
+def make_dir(path: Path) -> Path:
+    """Create a directory that is to be written into, or raise `InputError` if that is not allowed."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(path, f"the directory cannot be written ({error.strerror})") from None
+    if not os.access(path, os.W_OK):
+        raise InputError(path, "the directory cannot be written (permission denied)")
+    return path
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A scratch path beside `path` that takes its place when the block ends without an error.
+
+    Works for a file and for a directory. After an error, or a kill, `path` is what it was before; a
+    scratch left by a kill is removed by the next attempt.
+    """
+    make_dir(path.parent)
+    scratch = path.with_name(f".{path.name}.partial")
+    remove(scratch)
+    try:
+        yield scratch
+        replace(scratch, path)
+    finally:
+        remove(scratch)
+
+
+def replace(scratch: Path, path: Path) -> None:
+    """Move `scratch` to `path`; a directory that stands there is moved aside first, then removed."""
+    if path.is_dir():
+        old = path.with_name(f".{path.name}.old")
+        remove(old)
+        os.rename(path, old)
+        os.rename(scratch, path)
+        remove(old)
+    else:
+        os.replace(scratch, path)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a directory tree, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file atomically."""
+    try:
+        with atomic_path(path) as scratch:
+            scratch.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(path, f"cannot be written ({error.strerror})") from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def to_line(row: dict[str, Any]) -> str:
+    """One line of JSON Lines."""
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+@contextlib.contextmanager
+def open_input(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a file for reading, `-` being standard input; `InputError` if that is not possible."""
+    if str(path) == "-":
+        yield sys.stdin.buffer
+        return
+    try:
+        stream = open(path, "rb")
+    except OSError as error:
+        raise InputError(path, f"cannot be read ({error.strerror}), expected a file") from None
+    with stream:
+        yield stream
+
+
+def read_jsonl(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a JSON Lines file, each with its place (`file:line`). Blank lines are passed over.
+
+    Raises:
+        InputError: no such file, no line in it, not UTF-8, not JSON, or not an object.
+    """
+    name = "standard input" if str(path) == "-" else str(path)
+    found = False
+    with open_input(path) as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.strip():
+                continue
+            where = f"{name}:{number}"
+            try:
+                row = json.loads(line.decode("utf-8"))
+            except UnicodeDecodeError as error:
+                raise InputError(where, f"byte {error.start + 1} of the line is not UTF-8 text") from None
+            except (json.JSONDecodeError, RecursionError) as error:
+                raise InputError(where, f"not valid JSON ({error}), expected one object a line") from None
+            if not isinstance(row, dict):
+                raise InputError(where, f"found {type(row).__name__}, expected a JSON object")
+            found = True
+            yield where, row
+    if not found:
+        raise InputError(name, "is empty, expected one JSON object a line")

@@ -1,0 +1,1 @@
+"""Rouge-L and the weak labels."""

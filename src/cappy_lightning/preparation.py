@@ -1,0 +1,193 @@
+"""What comes before the training: from whatever the config names to directories of instances."""
+
+import itertools
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cappy_lightning.backbones.generate import fingerprint, record_pools
+from cappy_lightning.config import Config
+from cappy_lightning.data.shards import MANIFEST, read_manifest, read_table, read_user_file, write_instances
+from cappy_lightning.errors import InputError
+from cappy_lightning.files import cache_dir, read_jsonl
+from cappy_lightning.labeling.weak_labels import cap_examples, in_validation, label_candidates, label_pools
+from cappy_lightning.progress import say
+from cappy_lightning.records import Example, Instance, Pool
+from cappy_lightning.run_dir import rank
+from cappy_lightning.sources.bigbench import bigbench_examples
+from cappy_lightning.sources.jsonl import read_examples, read_labelled_pools
+
+#: Seconds between looks at whether the first rank has written the instances.
+POLL = 0.5
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Directories of instances for training and validation, and the pools to evaluate on, if any."""
+
+    train: tuple[Path, ...]
+    validation: tuple[Path, ...]
+    validation_pools: tuple[Pool, ...]
+
+
+def prepare(config: Config, directory: Path) -> Prepared:
+    """Bring the data of a config into shards below `directory`, unless they are there already.
+
+    The first rank does the work, the others wait for it: recording answers can take longer than any
+    collective operation would wait.
+
+    Raises:
+        InputError: data that cannot be read, or that has no training or no validation example.
+    """
+    if config.data.instances:
+        return _prepare_instances(config, directory)
+    train, validation = split_pools(config, list(_pools(config)))
+    targets = directory / "train", directory / "validation"
+    made_by = {"data": vars(config.data)}
+    if rank() == 0:
+        labelled = label_pools(train, mismatches=config.data.mismatches, seed=config.data.seed)
+        _write_once(labelled, targets[0], made_by)
+        _write_once(label_candidates(validation), targets[1], made_by)
+        say(f"{len(train)} training and {len(validation)} validation examples, {_count(targets[0])} training instances")
+    else:
+        _wait_for(targets)
+    return Prepared((targets[0],), (targets[1],), tuple(validation))
+
+
+def split_pools(config: Config, pools: Sequence[Pool]) -> tuple[list[Pool], list[Pool]]:
+    """The capped training and validation pools, by their examples' splits or by a split that is made.
+
+    Raises:
+        InputError: some examples name a split and some do not, or one side is empty.
+    """
+    data = config.data
+    named = sum(pool.example.split is not None for pool in pools)
+    if named not in (0, len(pools)):
+        raise InputError("data", f"{named} of {len(pools)} examples name a split, expected all or none")
+    if named:
+        train = [pool for pool in pools if pool.example.split == "train"]
+        validation = [pool for pool in pools if pool.example.split == "validation"]
+    else:
+        sides: tuple[list[Pool], list[Pool]] = ([], [])
+        for pool in pools:
+            example = pool.example
+            sides[in_validation(example.id, example.task, data.validation_fraction, data.seed)].append(pool)
+        train, validation = sides
+        say(f"the examples name no split: made one of {len(train)} for training and {len(validation)} for validation")
+    for name, side in (("training", train), ("validation", validation)):
+        if not side:
+            raise InputError("data", f"there is no {name} example among {len(pools)}, expected at least one")
+    return cap_examples(train, data.max_train, data.seed), cap_examples(validation, data.max_validation, data.seed)
+
+
+def _pools(config: Config) -> Iterable[Pool]:
+    """The pools of the config, recorded from the backbone where only examples are given."""
+    data = config.data
+    if data.pool:
+        return read_labelled_pools(data.pool)
+    if data.task:
+        examples = _capped(config, bigbench_examples(data.task))
+    else:
+        assert data.examples is not None
+        examples = _capped(config, read_examples(data.examples))
+    if all(example.choices for example in examples):  # the choices are the candidates
+        return [Pool.from_row(example.to_row(), data.examples) for example in examples]
+    path = (
+        cache_dir()
+        / "pools"
+        / f"{data.task or Path(str(data.examples)).stem}-{fingerprint(examples, config.backbone)}.jsonl"
+    )
+    if rank() == 0:
+        if path.exists():
+            say(f"candidates were recorded before: {path}")
+        else:
+            record_pools(examples, config.backbone, path)
+    else:
+        _wait_for([path])
+    return read_labelled_pools(path)
+
+
+def _capped(config: Config, examples: list[Example]) -> list[Example]:
+    """The examples that will be used, each with its split: no candidate is recorded in vain."""
+    train, validation = split_pools(config, [Pool(example, ()) for example in examples])
+    return [replace(p.example, split="train") for p in train] + [
+        replace(p.example, split="validation") for p in validation
+    ]
+
+
+def _prepare_instances(config: Config, directory: Path) -> Prepared:
+    """Directories of shards as they are; files of the user's own are turned into shards first."""
+    data = config.data
+    if data.validation_instances:
+        train = _as_directories(data.instances, directory / "train")
+        return Prepared(train, _as_directories(data.validation_instances, directory / "validation"), ())
+    targets = directory / "train", directory / "validation"
+    if rank() == 0:
+        fraction, seed = data.validation_fraction, data.seed
+
+        def side(validation: bool) -> Iterator[Instance]:
+            for instance in _read_all(data.instances):
+                if in_validation(instance.example_id, instance.task, fraction, seed) == validation:
+                    yield instance
+
+        made_by = {"data": vars(data)}
+        for target, validation in zip(targets, (False, True), strict=True):
+            _write_once(side(validation), target, made_by)
+        rows = [_count(target) for target in targets]
+        say(
+            f"no validation instances are given: made a split by example,"
+            f" {rows[0]} rows for training and {rows[1]} for validation"
+        )
+    else:
+        _wait_for(targets)
+    return Prepared((targets[0],), (targets[1],), ())
+
+
+def _as_directories(sources: Sequence[str], directory: Path) -> tuple[Path, ...]:
+    directories = []
+    for number, source in enumerate(sources):
+        if (Path(source) / MANIFEST).is_file():
+            directories.append(Path(source))
+            continue
+        target = directory / f"{number:03d}"
+        if rank() == 0:
+            _write_once(_read_one(source), target, {"source": source})
+        else:
+            _wait_for([target])
+        directories.append(target)
+    return tuple(directories)
+
+
+def _read_all(sources: Sequence[str]) -> Iterator[Instance]:
+    return itertools.chain.from_iterable(_read_one(source) for source in sources)
+
+
+def _read_one(source: str) -> Iterator[Instance]:
+    path = Path(source)
+    if path.is_dir():
+        for batch in read_table([read_manifest(path)]).to_batches():
+            for row in batch.to_pylist():
+                yield Instance(**row)
+    elif path.suffix == ".parquet":
+        yield from read_user_file(path)
+    elif path.suffix == ".jsonl":
+        for where, row in read_jsonl(path):
+            yield Instance.from_row(row, where)
+    else:
+        raise InputError(source, "expected a directory with manifest.json, a .parquet or a .jsonl file")
+
+
+def _write_once(instances: Iterable[Instance], target: Path, made_by: dict[str, Any]) -> None:
+    if not (target / MANIFEST).is_file():
+        write_instances(instances, target, made_by)
+
+
+def _count(target: Path) -> int:
+    return read_manifest(target).rows
+
+
+def _wait_for(paths: Sequence[Path]) -> None:
+    while not all(path.exists() for path in paths):
+        time.sleep(POLL)

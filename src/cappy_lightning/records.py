@@ -1,0 +1,255 @@
+"""The records that flow between the steps, each with the one place that checks its JSON form.
+
+`from_row` takes a decoded JSON object and `where` (for instance `pool.jsonl:12`), and raises
+`InputError` naming that place; `to_row` gives the object back.
+"""
+
+import hashlib
+import json
+import math
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from cappy_lightning.errors import InputError
+
+Origin = Literal["gold", "wrong_choice", "mismatch", "sampled", "given"]
+#: Strongest first: of two instances with the same pair the one with the earlier origin stays.
+ORIGINS: tuple[Origin, ...] = ("gold", "given", "sampled", "wrong_choice", "mismatch")
+
+Split = Literal["train", "validation"]
+SPLITS: tuple[Split, ...] = ("train", "validation")
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalize(text: str) -> str:
+    """Lower case, without ASCII punctuation and extra white space: when two answers count as the same."""
+    return " ".join(text.lower().translate(_PUNCTUATION).split()) or text.strip()
+
+
+def _text(row: dict[str, Any], key: str, where: object) -> str:
+    value = row.get(key)
+    if not isinstance(value, str):
+        found = "is missing" if key not in row else f"is {type(value).__name__}"
+        raise InputError(where, f"field '{key}' {found}, expected a text")
+    if not value.strip():
+        raise InputError(where, f"field '{key}' is empty, expected a text")
+    return value
+
+
+def _texts(row: dict[str, Any], key: str, where: object) -> tuple[str, ...]:
+    values = row[key]
+    if not isinstance(values, list) or not values:
+        raise InputError(where, f"field '{key}' must be a non-empty list of texts")
+    return tuple(_text({f"{key}[{i}]": value}, f"{key}[{i}]", where) for i, value in enumerate(values))
+
+
+def _number(row: dict[str, Any], key: str, where: object) -> float | None:
+    value = row.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise InputError(where, f"field '{key}' is {value!r}, expected a finite number")
+    return float(value)
+
+
+@dataclass(frozen=True)
+class Example:
+    """An instruction with what is known of its right answer.
+
+    Either `references` (one or more ground-truth responses) or `choices` with the index `label` of the
+    right one is given, never both.
+    """
+
+    task: str
+    id: str
+    instruction: str
+    references: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    label: int | None = None
+    split: Split | None = None
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any], where: object) -> "Example":
+        """Check and convert one JSON object."""
+        task, instruction = _text(row, "task", where), _text(row, "instruction", where)
+        references: tuple[str, ...] = ()
+        choices: tuple[str, ...] = ()
+        label = row.get("label")
+        if ("references" in row) == ("choices" in row):
+            raise InputError(where, "expected either 'references' or 'choices' with 'label'")
+        if "references" in row:
+            references, label = _texts(row, "references", where), None
+        else:
+            choices = _texts(row, "choices", where)
+            if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < len(choices):
+                raise InputError(
+                    where, f"field 'label' is {label!r}, expected an index into the {len(choices)} choices"
+                )
+        split = row.get("split")
+        if split is not None and split not in SPLITS:
+            raise InputError(where, f"field 'split' is {split!r}, expected 'train' or 'validation'")
+        if "id" in row:
+            identity = str(row["id"])
+        else:  # made from the content, so that it is the same wherever the example turns up
+            content = json.dumps([task, instruction, references, choices, label], ensure_ascii=False)
+            identity = hashlib.sha256(content.encode()).hexdigest()[:16]
+        return cls(task, identity, instruction, references, choices, label, split)
+
+    def to_row(self) -> dict[str, Any]:
+        """The JSON object of the examples contract."""
+        row: dict[str, Any] = {"task": self.task, "id": self.id}
+        if self.split:
+            row["split"] = self.split
+        row["instruction"] = self.instruction
+        if self.references:
+            row["references"] = list(self.references)
+        else:
+            row |= {"choices": list(self.choices), "label": self.label}
+        return row
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A response proposed for an example.
+
+    `log_likelihood_sum` is the natural log-probability of the response's tokens under the LLM that made
+    it (with the end of the answer where the LLM reports it), `log_likelihood_mean` the same per token;
+    both are absent where the LLM gives none.
+    """
+
+    response: str
+    decoding: str
+    log_likelihood_sum: float | None = None
+    log_likelihood_mean: float | None = None
+
+    @classmethod
+    def from_row(cls, row: Any, where: object) -> "Candidate":
+        """Check and convert one element of a pool's `candidates`."""
+        if not isinstance(row, dict):
+            raise InputError(where, f"a candidate is {type(row).__name__}, expected an object with 'response'")
+        return cls(
+            _text(row, "response", where),
+            _text(row, "decoding", where) if "decoding" in row else "given",
+            _number(row, "log_likelihood_sum", where),
+            _number(row, "log_likelihood_mean", where),
+        )
+
+    def to_row(self) -> dict[str, Any]:
+        """The JSON object, without what is absent."""
+        return {key: value for key, value in vars(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Pool:
+    """An example with its candidates, and the prompt that the LLM was sent, where known.
+
+    `example` may be without references and choices when the pool is only to be selected from.
+    """
+
+    example: Example
+    candidates: tuple[Candidate, ...]
+    prompt: str | None = None
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any], where: object, *, labelled: bool = True) -> "Pool":
+        """Check and convert one JSON object; `labelled=False` accepts pools without a right answer.
+
+        The candidates of an example with choices are its choices, when none are given.
+        """
+        if not labelled and "references" not in row and "choices" not in row:
+            example = Example.from_row({**row, "references": ["-"]}, where)
+            example = Example(example.task, example.id, example.instruction, split=example.split)
+        else:
+            example = Example.from_row(row, where)
+        if example.choices and "candidates" not in row:
+            return cls(example, tuple(Candidate(choice, "choice") for choice in example.choices))
+        candidates = row.get("candidates")
+        if not isinstance(candidates, list) or not candidates:
+            raise InputError(where, "field 'candidates' must be a non-empty list of {\"response\": ...}")
+        prompt = row.get("prompt")
+        return cls(
+            example,
+            tuple(Candidate.from_row(c, f"{where}: candidates[{i}]") for i, c in enumerate(candidates)),
+            prompt if isinstance(prompt, str) else None,
+        )
+
+    def to_row(self) -> dict[str, Any]:
+        """The JSON object of the pools contract."""
+        prompt = {"prompt": self.prompt} if self.prompt is not None else {}
+        return {**self.example.to_row(), **prompt, "candidates": [c.to_row() for c in self.candidates]}
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A weakly labelled pair: what the scorer is trained on. `score` is in [0, 1]."""
+
+    instruction: str
+    response: str
+    score: float
+    origin: Origin
+    task: str
+    example_id: str
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any], where: object) -> "Instance":
+        """Check and convert one JSON object with the user's own score.
+
+        `task` and `example_id` may be absent: then the task is `default`, and pairs with the same
+        instruction belong to the same example.
+        """
+        instruction, response = _text(row, "instruction", where), _text(row, "response", where)
+        score = row.get("score")
+        if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
+            raise InputError(where, f"field 'score' is {score!r}, expected a number from 0 to 1")
+        origin = row.get("origin", "given")
+        if origin not in ORIGINS:
+            raise InputError(where, f"field 'origin' is {origin!r}, expected one of {', '.join(ORIGINS)}")
+        example_id = str(row.get("example_id") or hashlib.sha256(instruction.encode()).hexdigest()[:16])
+        return cls(instruction, response, float(score), origin, str(row.get("task") or "default"), example_id)
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A response at its place in a ranking; `index` is its place among the responses given."""
+
+    index: int
+    response: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The choice among an example's candidates, with the scores behind it."""
+
+    index: int
+    response: str
+    score: float
+    scores: tuple[float, ...] = field(repr=False)
+    task: str | None = None
+    id: str | None = None
+
+    @classmethod
+    def best(
+        cls, logits: Sequence[float], scores: Sequence[float], responses: Sequence[str], example: Example | None = None
+    ) -> "Selection":
+        """The response with the highest logit; of equal ones the first.
+
+        Logits decide, because scores saturate (sigmoid) or are clamped (identity).
+        """
+        index = max(range(len(responses)), key=lambda i: (logits[i], -i))
+        task, identity = (example.task, example.id) if example else (None, None)
+        return cls(index, responses[index], scores[index], tuple(scores), task, identity)
+
+    def to_row(self) -> dict[str, Any]:
+        """The JSON object of the selections contract."""
+        return {
+            "task": self.task,
+            "id": self.id,
+            "index": self.index,
+            "response": self.response,
+            "score": self.score,
+            "scores": list(self.scores),
+        }

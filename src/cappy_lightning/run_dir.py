@@ -1,0 +1,134 @@
+"""The run directory: one run, one config, one live process, and a same command that continues."""
+
+import fcntl
+import json
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import IO, Any
+
+from omegaconf import OmegaConf
+
+from cappy_lightning.config import Config
+from cappy_lightning.errors import InputError
+from cappy_lightning.files import make_dir, write_json, write_text
+
+CONFIG, VERSIONS, METRICS = "config.yaml", "versions.json", "metrics.json"
+
+_PACKAGES = (
+    "cappy-lightning",
+    "torch",
+    "lightning",
+    "transformers",
+    "tokenizers",
+    "peft",
+    "torchmetrics",
+    "rouge-score",
+    "rapidfuzz",
+    "numpy",
+    "pyarrow",
+)
+
+
+def rank() -> int:
+    """This process's number among those of a distributed run, 0 for the first or only one.
+
+    Read from what Lightning, torchrun and SLURM's srun set before any process group exists.
+    """
+    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    return 0
+
+
+class RunDir:
+    """A run directory that belongs to this process until it ends.
+
+    The lock is the operating system's: it goes with the process, however that ends. Other ranks of the
+    same run do not lock.
+
+    Args:
+        config: the resolved config of the run.
+
+    Raises:
+        InputError: it cannot be written, another live process works on it, or it holds the run of
+            another config (the message names the differences).
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.path = Path(config.run_dir)
+        self._lock: IO[str] | None = None
+        if rank() == 0:
+            make_dir(self.path)
+            self._lock = self._take_lock()
+            self._claim(config)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the results are there; they are written last."""
+        return (self.path / METRICS).is_file()
+
+    def _take_lock(self) -> IO[str]:
+        try:
+            stream = open(self.path / ".lock", "w", encoding="utf-8")
+        except OSError as error:
+            raise InputError(self.path, f"the run directory cannot be written ({error.strerror})") from None
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            stream.close()
+            raise InputError(
+                self.path, "another process is at work on this run directory, expected a run_dir of its own"
+            ) from None
+        return stream
+
+    def _claim(self, config: Config) -> None:
+        path = self.path / CONFIG
+        mine = _plain(config)
+        if path.exists():
+            try:
+                theirs: Any = OmegaConf.to_container(OmegaConf.load(path))
+            except Exception:  # whatever the YAML parser raises
+                raise InputError(path, "is no readable YAML, expected the config of the run") from None
+            differences = _differences(_flat(theirs), _flat(mine))
+            if differences:
+                more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+                raise InputError(
+                    self.path,
+                    f"holds a run with another config ({'; '.join(differences[:3])}{more}),"
+                    " expected the same config or another run_dir",
+                )
+        else:
+            write_json(self.path / VERSIONS, _versions())
+            write_text(path, OmegaConf.to_yaml(mine))
+
+
+def _plain(config: Config) -> dict[str, Any]:
+    plain: Any = OmegaConf.to_container(OmegaConf.structured(config), resolve=True)
+    return dict(plain)
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix.rstrip("."): tree}
+    return {key: value for name, below in tree.items() for key, value in _flat(below, f"{prefix}{name}.").items()}
+
+
+def _differences(theirs: dict[str, Any], mine: dict[str, Any]) -> list[str]:
+    """What differs, in words; where the directory lies is no difference (it may have been moved)."""
+    found = []
+    for name in [*mine, *(name for name in theirs if name not in mine)]:
+        if name != "run_dir" and (name not in theirs or name not in mine or theirs[name] != mine[name]):
+            found.append(f"{name} is {json.dumps(theirs.get(name))} there and {json.dumps(mine.get(name))} here")
+    return found
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found

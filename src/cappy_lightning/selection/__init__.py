@@ -1,0 +1,1 @@
+"""Selecting candidates, the baselines beside it, and the report."""

@@ -1,0 +1,99 @@
+"""What a selection is compared with: every other way to pick from the same pool.
+
+Each method has a value per pool: the reward of the candidate that it picks. A reward is the Rouge-L
+F-measure against the references, or whether the choice is right.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from cappy_lightning.errors import InputError
+from cappy_lightning.labeling.rouge import rouge_l
+from cappy_lightning.records import Pool, Selection, normalize
+
+#: Methods that are no baseline: they look at the truth, or are the chance level.
+ORACLE, RANDOM = "oracle", "random"
+
+
+def rewards(pool: Pool) -> list[float]:
+    """The reward of every candidate, in [0, 1]."""
+    example = pool.example
+    if example.references:
+        found = {c.response: rouge_l(example.references, c.response) for c in pool.candidates}
+        return [found[c.response] for c in pool.candidates]
+    right = example.choices[example.label or 0]
+    return [float(c.response == right) for c in pool.candidates]
+
+
+def method_values(
+    pools: Sequence[Pool], selections: Sequence[Selection], scorer_name: str
+) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """The value of every method on every pool, [method][pool], and the reasons of those left out.
+
+    - `random`: the mean over the candidates, what a blind choice gets on average;
+    - one per decoding: the mean over its candidates (`greedy` has one);
+    - `self_score_sum`, `self_score_mean`: the highest log-likelihood, by sum and per token;
+    - `majority`: the most frequent answer, normalized; `mbr`: the highest mean Rouge-L to the others;
+    - `shortest`, `longest`: by characters; the scorer; `oracle`: the best candidate.
+
+    Ties go to the first candidate.
+
+    Raises:
+        InputError: the scorer has a baseline's name.
+    """
+    all_rewards = [rewards(pool) for pool in pools]
+    values: dict[str, list[float]] = {RANDOM: [sum(r) / len(r) for r in all_rewards]}
+    skipped: dict[str, str] = {}
+
+    def pick(name: str, chosen: Sequence[int]) -> None:
+        values[name] = [r[i] for r, i in zip(all_rewards, chosen, strict=True)]
+
+    for decoding in dict.fromkeys(c.decoding for pool in pools for c in pool.candidates):
+        own = [
+            [r for r, c in zip(rs, p.candidates, strict=True) if c.decoding == decoding]
+            for rs, p in zip(all_rewards, pools, strict=True)
+        ]
+        if decoding in ("choice", "given"):
+            continue  # not a way of decoding
+        if all(own):
+            values[decoding] = [sum(r) / len(r) for r in own]
+        else:
+            skipped[decoding] = f"{sum(not r for r in own)} of {len(pools)} pools have no candidate of this decoding"
+    for name in ("log_likelihood_sum", "log_likelihood_mean"):
+        method = name.replace("log_likelihood", "self_score")
+        known = [[getattr(c, name) for c in pool.candidates] for pool in pools]
+        if lacking := sum(None in likelihoods for likelihoods in known):
+            skipped[method] = f"{lacking} of {len(pools)} pools have candidates without {name}"
+        else:
+            pick(method, [first_best(likelihoods) for likelihoods in known])
+    if any(pool.example.references for pool in pools):
+        pick("majority", [majority(pool) for pool in pools])
+        pick("mbr", [minimum_bayes_risk(pool) for pool in pools])
+    else:
+        skipped |= dict.fromkeys(("majority", "mbr"), "the candidates are given choices, not samples")
+    pick("shortest", [first_best([-len(c.response) for c in pool.candidates]) for pool in pools])
+    pick("longest", [first_best([len(c.response) for c in pool.candidates]) for pool in pools])
+    if scorer_name in values or scorer_name in skipped or scorer_name == ORACLE:
+        raise InputError("scorer.name", f"is '{scorer_name}', which is a baseline's name")
+    pick(scorer_name, [selection.index for selection in selections])
+    pick(ORACLE, [first_best(r) for r in all_rewards])
+    return values, skipped
+
+
+def first_best(values: Sequence[float]) -> int:
+    """The index of the greatest value, the first of equal ones."""
+    return max(range(len(values)), key=lambda i: (values[i], -i))
+
+
+def majority(pool: Pool) -> int:
+    """The first candidate of the most frequent answer, answers being compared normalized."""
+    answers = [normalize(candidate.response) for candidate in pool.candidates]
+    counts = Counter(answers)
+    return first_best([counts[answer] for answer in answers])
+
+
+def minimum_bayes_risk(pool: Pool) -> int:
+    """The candidate with the highest mean Rouge-L to the other candidates (Kumar and Byrne 2004)."""
+    counts = Counter(candidate.response for candidate in pool.candidates)
+    gains = {one: sum(n * rouge_l([other], one) for other, n in counts.items()) - rouge_l([one], one) for one in counts}
+    return first_best([gains[candidate.response] for candidate in pool.candidates])

@@ -1,0 +1,192 @@
+"""The job behind `train.py`: prepare, train, export, evaluate, print."""
+
+import json
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.trainer import Trainer
+from rich.console import Console
+
+from cappy_lightning.callbacks import AdapterExport, ModelExport, Results, RunCheckpoint, StepProgress, Stopped
+from cappy_lightning.callbacks.results import METRICS, REPORT
+from cappy_lightning.config import Config
+from cappy_lightning.data.datamodule import CappyDataModule
+from cappy_lightning.errors import InputError
+from cappy_lightning.preparation import Prepared, prepare
+from cappy_lightning.progress import say
+from cappy_lightning.run_dir import RunDir, rank
+from cappy_lightning.scorer.adapter import add_lora
+from cappy_lightning.scorer.cappy import Cappy, Pair
+from cappy_lightning.scorer.model import Scorer, build_scorer
+from cappy_lightning.scorer.module import CappyModule
+from cappy_lightning.selection.engine import select_from_pools
+from cappy_lightning.selection.report import make_report, print_report
+
+#: Pairs on which an export is compared with what was trained.
+PROBE_PAIRS = 64
+
+
+def train(config: Config, as_json: bool = False) -> int:
+    """Run a config to its end, or from where it stopped.
+
+    Returns:
+        the exit code: 0, or 128 + the signal that ended the run early (130, 143).
+
+    Raises:
+        InputError: something that the user gave cannot be used.
+    """
+    run = RunDir(config)
+    if not run.finished:
+        stopped_by = _fit(config, run)
+        if stopped_by:
+            say(f"stopped and saved in {run.path}; the same command continues")
+            return 128 + stopped_by
+    if rank() == 0:
+        show_results(run.path, as_json)
+    return 0
+
+
+def _fit(config: Config, run: RunDir) -> int:
+    _quiet_lightning()
+    data = prepare(config, run.path / "instances")
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    scorer = build_scorer(config.scorer)
+    total = sum(p.numel() for p in scorer.model.parameters())
+    settings = add_lora(scorer, config.finetune) if config.finetune.mode == "lora" else {}
+    trained = sum(p.numel() for p in scorer.model.parameters() if p.requires_grad)
+    if rank() == 0:
+        say(f"{config.scorer.base}: {total:,} parameters, {trained:,} of them trained ({config.finetune.mode})")
+    datamodule = CappyDataModule(
+        data.train,
+        data.validation,
+        scorer.encoder,
+        global_size=config.batch.global_size,
+        micro_size=config.batch.micro_size,
+        validation_size=config.batch.validation_size,
+        seed=config.seed,
+        workers=config.data.workers,
+    )
+    steps = config.trainer.max_steps or max(1, round(config.trainer.epochs * datamodule.steps_per_epoch))
+    datamodule.total_steps = steps
+    checkpoints = run.path / "checkpoints"
+    validate_every = max(1, -(-steps // config.trainer.validations))
+    facts = {"parameters": total, "parameters_trained": trained}
+    callbacks = [
+        StepProgress(steps, config.batch.global_size),
+        _export(config, run.path, scorer, datamodule, steps, settings),
+        Results(run.path, steps, _evaluation(config, run.path, data), facts),
+        RunCheckpoint(
+            checkpoints, config.trainer.checkpoint_every, steps, validate_every if datamodule.validation else None
+        ),
+    ]
+    trainer = _trainer(config, steps, validate_every, callbacks)
+    latest = RunCheckpoint.latest(checkpoints)
+    if latest and rank() == 0:
+        say(f"continuing from {latest}")
+    module = CappyModule(scorer, config.optimizer, steps)
+    try:
+        trainer.fit(module, datamodule=datamodule, ckpt_path=latest, weights_only=True)
+    except Stopped as stopped:
+        return int(stopped.signal)
+    except SystemExit:  # what Lightning makes of Ctrl-C outside the training loop
+        raise KeyboardInterrupt from None
+    return 0
+
+
+def _trainer(config: Config, steps: int, validate_every: int, callbacks: list[pl.Callback]) -> Trainer:
+    trainer_config, batch = config.trainer, config.batch
+    world = trainer_config.devices * trainer_config.nodes
+    accumulate = batch.global_size // (batch.micro_size * world)
+    strategy = trainer_config.strategy
+    if strategy == "auto" and world > 1:
+        strategy = "ddp"
+    try:
+        return Trainer(
+            accelerator=trainer_config.accelerator,
+            devices=trainer_config.devices,
+            num_nodes=trainer_config.nodes,
+            strategy=strategy,
+            precision=trainer_config.precision,  # type: ignore[arg-type]  # checked by the schema
+            max_epochs=1,  # one Lightning epoch is the whole training: the stream knows the real ones
+            max_steps=steps,
+            accumulate_grad_batches=accumulate,
+            gradient_clip_val=trainer_config.gradient_clip,
+            val_check_interval=validate_every * accumulate,
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=callbacks,
+        )
+    except MisconfigurationException as error:
+        raise InputError("trainer", str(error)) from None
+
+
+def _export(
+    config: Config, run: Path, scorer: Scorer, datamodule: CappyDataModule, steps: int, settings: dict[str, Any]
+) -> Any:
+    validation = datamodule.validation or datamodule.train
+    count = min(PROBE_PAIRS, len(validation))
+    instructions, responses = (
+        column.slice(0, count).to_pylist() for column in (validation.instruction, validation.response)
+    )
+    probe: list[Pair] = list(zip(instructions, responses, strict=True))
+    if settings:
+        return AdapterExport(
+            run / "adapter", scorer, probe, steps, settings | {"task": config.data.task or config.name}
+        )
+    return ModelExport(run / "model", scorer, probe, steps)
+
+
+def _evaluation(config: Config, run: Path, data: Prepared) -> Any:
+    """What makes the report: the exported scorer, as a user would load it, on the validation pools."""
+    if not data.validation_pools:
+        return None
+
+    def evaluate() -> dict[str, Any]:
+        path = run / ("adapter" if config.finetune.mode == "lora" else "model")
+        selections = list(select_from_pools(Cappy.from_pretrained(path), data.validation_pools))
+        return make_report(data.validation_pools, selections, config.scorer.name)
+
+    return evaluate
+
+
+def show_results(run: Path, as_json: bool) -> None:
+    """Print the results of a finished run, and where they lie."""
+    metrics = json.loads((run / METRICS).read_text(encoding="utf-8"))
+    if as_json:
+        print(json.dumps({"run_dir": str(run), "metrics": metrics}))
+        return
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    if (run / REPORT).exists():
+        print_report(json.loads((run / REPORT).read_text(encoding="utf-8")), console)
+    names = ("mse", "mae", "pearson", "spearman", "best_first")
+    shown = [f"{name} {metrics[f'validation/{name}']:.4f}" for name in names if f"validation/{name}" in metrics]
+    if shown:
+        console.print(f"validation instances: {', '.join(shown)}")
+    console.print(f"results: {run}", soft_wrap=True)
+    for name in ("adapter", "model"):
+        if (run / name).is_dir():
+            size = sum(file.stat().st_size for file in (run / name).iterdir()) / 1e6
+            console.print(f"{name}: {run / name} ({size:.1f} MB)", soft_wrap=True)
+
+
+def _quiet_lightning() -> None:
+    """Keep what is true but of no use to the user out of the output."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", module="torchmetrics")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")

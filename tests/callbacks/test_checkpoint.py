@@ -1,0 +1,100 @@
+"""Interrupted runs continue with the very next step and end where an undisturbed run ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, SHORT_RUN, Run
+from safetensors.torch import load_file
+
+from cappy_lightning.callbacks import RunCheckpoint
+
+#: Dropout is on in the embedded encoder, so equal weights prove an equal random state.
+LONGER = (*SHORT_RUN, "trainer.max_steps=40", "trainer.checkpoint_every=5")
+
+
+def start(run_dir: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "train.py", *LONGER, f"run_dir={run_dir}"]
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def stop_at(run_dir: Path, step: int, number: signal.Signals) -> tuple[int, str]:
+    """Start the run, send a signal when a checkpoint of at least `step` is there, and wait for the end."""
+    process = start(run_dir)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        latest = RunCheckpoint.latest(run_dir / "checkpoints")
+        if latest and int(latest.stem.split("-")[1]) >= step:
+            break
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=120)
+    return process.returncode, error
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, cappy: Run) -> Path:
+    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
+    done = cappy("train", *LONGER, f"run_dir={run_dir}")
+    assert done.returncode == 0, done.stderr
+    return run_dir
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_a_stopped_run_continues_and_ends_with_bit_equal_weights(
+    undisturbed: Path, tmp_path: Path, cappy: Run, number: signal.Signals, code: int
+) -> None:
+    run_dir = tmp_path / "run"
+    for step in (5, 20):  # a validation round follows step 20
+        returned, error = stop_at(run_dir, step, number)
+        assert returned == code, error
+        assert "Traceback" not in error
+        assert not (run_dir / "metrics.json").exists()
+    done = cappy("train", *LONGER, f"run_dir={run_dir}")
+    assert done.returncode == 0, done.stderr
+    assert "continuing from" in done.stderr
+    mine, theirs = (load_file(d / "adapter" / "adapter_model.safetensors") for d in (run_dir, undisturbed))
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    assert (run_dir / "metrics.json").read_bytes() == (undisturbed / "metrics.json").read_bytes()
+    assert (run_dir / "report.json").read_bytes() == (undisturbed / "report.json").read_bytes()
+
+
+def test_the_same_command_on_a_finished_run_prints_the_result_again(undisturbed: Path, cappy: Run) -> None:
+    before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*") if path.name != ".lock"}
+    done = cappy("train", *LONGER, f"run_dir={undisturbed}")
+    assert done.returncode == 0
+    assert "of the way from random to oracle" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*") if path.name != ".lock"} == before
+    as_json = json.loads(cappy("train", *LONGER, f"run_dir={undisturbed}", "--json").stdout)
+    assert as_json["metrics"] == json.loads((undisturbed / "metrics.json").read_text())
+
+
+def test_another_config_or_a_live_run_on_the_directory_is_refused(
+    undisturbed: Path, tmp_path: Path, cappy: Run
+) -> None:
+    done = cappy("train", *LONGER, f"run_dir={undisturbed}", "seed=5")
+    assert done.returncode == 2
+    assert "seed is 11111 there and 5 here" in done.stderr
+    process = start(tmp_path / "run")
+    while not (tmp_path / "run" / "config.yaml").exists():
+        time.sleep(0.01)
+    done = cappy("train", *LONGER, f"run_dir={tmp_path / 'run'}")
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert done.returncode == 2
+    assert "another process is at work" in done.stderr
+
+
+def test_checkpoints_hold_no_frozen_weights_and_load_as_weights_only(undisturbed: Path) -> None:
+    (path,) = (undisturbed / "checkpoints").iterdir()
+    assert path.name == "step-40.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    assert not any("base_layer" in name or "embeddings" in name for name in checkpoint["state_dict"])
+    assert checkpoint["CappyDataModule"] == {"consumed_steps": 40, "global_size": 16}

@@ -1,0 +1,65 @@
+"""Shared fixtures: the quickstart's data, small runs, and the command line."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cappy_lightning.records import Pool
+from cappy_lightning.sources.jsonl import read_labelled_pools
+
+ROOT = Path(__file__).parent.parent
+QUICKSTART_POOL = ROOT / "data" / "quickstart" / "pool.jsonl"
+
+#: No test may wait for a hub: what needs one says so itself.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+#: A few steps of the quickstart, for tests that need something trained.
+SHORT_RUN = (
+    "conf/quickstart.yaml",
+    "data.max_train=12",
+    "data.max_validation=6",
+    "trainer.max_steps=6",
+    "trainer.validations=2",
+    "batch.global_size=16",
+    "batch.micro_size=8",
+)
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def run_cappy(*arguments: object, cwd: Path = ROOT, **options: object) -> subprocess.CompletedProcess[str]:
+    """Run `cappy ...` as a user does, in a process of its own."""
+    command = [sys.executable, "-m", "cappy_lightning", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600, check=False, **options)
+
+
+@pytest.fixture(scope="session")
+def cappy() -> Run:
+    return run_cappy
+
+
+@pytest.fixture(scope="session")
+def pools() -> list[Pool]:
+    return read_labelled_pools(QUICKSTART_POOL)
+
+
+@pytest.fixture(scope="session")
+def lora_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a short finished run with LoRA."""
+    run_dir = tmp_path_factory.mktemp("runs") / "lora"
+    done = run_cappy("train", *SHORT_RUN, f"run_dir={run_dir}")
+    assert done.returncode == 0, done.stderr
+    return run_dir
+
+
+@pytest.fixture(scope="session")
+def full_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a short finished run that trained every weight."""
+    run_dir = tmp_path_factory.mktemp("runs") / "full"
+    done = run_cappy("train", *SHORT_RUN, "finetune.mode=full", f"run_dir={run_dir}")
+    assert done.returncode == 0, done.stderr
+    return run_dir

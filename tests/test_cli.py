@@ -1,0 +1,153 @@
+"""The command line: bad input gets one line and exit code 2; commands read files and standard input."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import QUICKSTART_POOL, ROOT, SHORT_RUN, Run
+
+PAIR = {"instruction": "Message: my kettle came broken\nSubject:", "response": "damaged item: kettle"}
+
+
+def lines(path: Path, *rows: object) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def assert_refused(done: subprocess.CompletedProcess[str], *expected: str) -> None:
+    """Exit code 2, nothing on standard output, and one last line that names place and expectation."""
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("cappy: ")
+    for words in expected:
+        assert words in last
+
+
+TRAIN = ("train", *SHORT_RUN)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["trainer.epoch=2"], ["unknown key 'trainer.epoch'", "did you mean 'trainer.epochs'"]),
+        (["trainer.epochs=soon"], ["trainer.epochs", "soon"]),
+        (["scorer=embedded"], ["'scorer' is a section"]),
+        (["nowhere.yaml"], ["nowhere.yaml: cannot be read"]),
+        (["seed"], ["seed: is neither a .yaml file nor key=value"]),
+        (["data.pool=nowhere.jsonl"], ["nowhere.jsonl: cannot be read"]),
+        (["data.pool=null"], ["data: expected one source"]),
+        (["scorer.base=./nowhere"], ["./nowhere: does not exist"]),
+        (["scorer.max_length=1000"], ["scorer.max_length: is 1000, expected at most 512"]),
+        (["batch.micro_size=5"], ["batch.global_size: is 16, expected a multiple of 5"]),
+        (["finetune.lora_targets=nothing"], ["finetune.lora_targets"]),
+        (["scorer.name=oracle"], ["scorer.name: is 'oracle'"]),
+    ],
+)
+def test_a_bad_config_is_refused_in_one_line(
+    cappy: Run, tmp_path: Path, arguments: list[str], expected: list[str]
+) -> None:
+    assert_refused(cappy(*TRAIN, f"run_dir={tmp_path}/run", *arguments), *expected)
+
+
+ROW = {"task": "t", "instruction": "i", "references": ["r"], "candidates": [{"response": "c"}]}
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", "pool.jsonl: is empty"),
+        (b'{"task": "t"\n', "pool.jsonl:1: not valid JSON"),
+        (b"[1]\n", "pool.jsonl:1: found list"),
+        (b'{"task": "\xff"}\n', "pool.jsonl:1: byte 11 of the line is not UTF-8"),
+        (json.dumps({**ROW, "instruction": None}).encode(), "field 'instruction' is NoneType"),
+        (json.dumps({k: v for k, v in ROW.items() if k != "task"}).encode(), "field 'task' is missing"),
+        (json.dumps({**ROW, "candidates": [{"response": "  "}]}).encode(), "candidates[0]: field 'response' is empty"),
+        (json.dumps({**ROW, "references": [""]}).encode(), "field 'references[0]' is empty"),
+        (json.dumps({**ROW, "candidates": []}).encode(), "field 'candidates' must be a non-empty list"),
+    ],
+)
+def test_a_bad_pool_is_refused_with_file_and_line(cappy: Run, tmp_path: Path, content: bytes, expected: str) -> None:
+    path = tmp_path / "pool.jsonl"
+    path.write_bytes(content)
+    assert_refused(cappy(*TRAIN, f"data.pool={path}", f"run_dir={tmp_path}/run"), expected)
+    assert not (tmp_path / "run" / "instances").exists()
+
+
+@pytest.mark.parametrize("score", [1.5, -0.1, float("nan"), "high", None])
+def test_a_score_outside_its_range_is_refused(cappy: Run, tmp_path: Path, score: object) -> None:
+    path = lines(tmp_path / "mine.jsonl", {**PAIR, "score": 0.5}, {**PAIR, "score": score})
+    done = cappy(*TRAIN, "data.pool=null", f"data.instances={path}", f"run_dir={tmp_path}/run")
+    assert_refused(done, "mine.jsonl:2: field 'score' is", "expected a number from 0 to 1")
+
+
+def test_a_model_folder_without_weights_is_refused(cappy: Run, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    assert_refused(cappy("score", "--scorer", tmp_path), "without weights, expected model.safetensors")
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_any_work(cappy: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert_refused(cappy(*TRAIN, f"run_dir={tmp_path}/file/run"), f"{tmp_path}/file/run", "cannot be written")
+
+
+def test_score_reads_standard_input_and_keeps_the_rows(lora_run: Path) -> None:
+    rows = [{**PAIR, "note": 1}, {**PAIR, "response": "thank you: kettle"}]
+    command = [sys.executable, "-m", "cappy_lightning", "score", "--scorer", str(lora_run / "adapter")]
+    given = "".join(json.dumps(row) + "\n" for row in rows)
+    done = subprocess.run(command, input=given, capture_output=True, text=True, cwd=ROOT, check=True)
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [{k: row[k] for k in row if k not in ("score", "logit")} for row in found] == rows
+    assert all(0 <= row["score"] <= 1 for row in found)
+
+
+def test_a_bad_row_leaves_no_output_file_behind(cappy: Run, lora_run: Path, tmp_path: Path) -> None:
+    rows = lines(tmp_path / "pairs.jsonl", PAIR, {"instruction": "x"})
+    out = tmp_path / "out.jsonl"
+    assert_refused(cappy("score", rows, "--scorer", lora_run / "adapter", "-o", out), "pairs.jsonl:2: field 'response'")
+    assert [path.name for path in tmp_path.iterdir()] == ["pairs.jsonl"]
+
+
+def test_select_writes_selections_and_reports_where_references_are(cappy: Run, lora_run: Path, tmp_path: Path) -> None:
+    head = QUICKSTART_POOL.read_text(encoding="utf-8").splitlines()[:20]
+    pool, out = tmp_path / "pool.jsonl", tmp_path / "out.jsonl"
+    pool.write_text("\n".join(head), encoding="utf-8")
+    done = cappy("select", pool, "-o", out, "--scorer", lora_run / "adapter")
+    assert done.returncode == 0, done.stderr
+    assert "ticket_subject, 20 examples" in done.stderr
+    for line, selection in zip(head, map(json.loads, out.read_text().splitlines()), strict=True):
+        candidates = json.loads(line)["candidates"]
+        assert selection["response"] == candidates[selection["index"]]["response"]
+        assert selection["score"] == max(selection["scores"])
+        assert selection["id"] == json.loads(line)["id"]
+
+
+def test_select_accepts_pools_without_references(cappy: Run, lora_run: Path, tmp_path: Path) -> None:
+    row = {"task": "t", "instruction": PAIR["instruction"], "candidates": [{"response": "a"}, {"response": "b"}]}
+    done = cappy("select", lines(tmp_path / "pool.jsonl", row), "--scorer", lora_run / "adapter")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["response"] in ("a", "b")
+    assert "Rouge-L" not in done.stderr
+
+
+def test_help_lists_every_key_and_comes_without_torch() -> None:
+    probe = (
+        "import sys; from cappy_lightning.cli import main\ntry: main(['train', '--help'])\nexcept SystemExit: pass\n"
+    )
+    probe += "assert 'torch' not in sys.modules and 'transformers' not in sys.modules, 'imported'"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True, cwd=ROOT)
+    from cappy_lightning.config import all_keys
+
+    for name, field in all_keys().items():
+        assert f"  {name}  (" in done.stdout
+        assert field.metadata["help"] in done.stdout
+
+
+def test_train_py_is_the_same_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "train.py", "no.yaml"], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert_refused(done, "no.yaml: cannot be read")
