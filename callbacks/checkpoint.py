@@ -9,6 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.distributed
+from lightning.pytorch.trainer.states import TrainerFn
 
 from cappy_lightning.files import remove
 
@@ -37,10 +38,10 @@ class RunCheckpoint(pl.Callback):
         directory: where `step-N.ckpt` files go.
         every: optimizer steps between checkpoints.
         total_steps: the last step, which is saved too.
-        validate_every: optimizer steps between validation rounds; None where there is no validation.
+        validate_every: optimizer steps between validation rounds.
     """
 
-    def __init__(self, directory: Path, every: int, total_steps: int, validate_every: int | None) -> None:
+    def __init__(self, directory: Path, every: int, total_steps: int, validate_every: int) -> None:
         self.directory, self.every, self.total_steps, self.validate_every = (
             directory,
             every,
@@ -93,10 +94,11 @@ class RunCheckpoint(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A step has ended with its validation round."""
-        self._end_step(trainer)
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._end_step(trainer)
 
     def _validation_follows(self, step: int) -> bool:
-        return self.validate_every is not None and (step % self.validate_every == 0 or step >= self.total_steps)
+        return step % self.validate_every == 0
 
     def _end_step(self, trainer: pl.Trainer) -> None:
         step = trainer.global_step

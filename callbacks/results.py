@@ -1,7 +1,6 @@
 """What a run leaves for people: metrics.json, report.json, the learning curve and the plots."""
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from torch import Tensor
 
 from cappy_lightning.files import atomic_path, write_json
 from cappy_lightning.scorer.module import CappyModule
@@ -21,42 +21,43 @@ Floats = NDArray[np.float64]
 
 
 class Results(pl.Callback):
-    """Follows the training and writes its results after the last step; `metrics.json` comes last.
-
-    A run counts as finished when `metrics.json` is there, so nothing else is written after it.
+    """Follows the training, in checkpoints too, and writes what it has seen.
 
     Args:
         run_dir: where the files go.
-        total_steps: the step after which the results are written.
-        evaluate: makes the selection report from the exported scorer; None where there are no pools.
-        facts: numbers to put into `metrics.json` beside the metrics.
     """
 
-    def __init__(
-        self, run_dir: Path, total_steps: int, evaluate: Callable[[], dict[str, Any]] | None, facts: dict[str, float]
-    ) -> None:
-        self.run_dir, self.total_steps, self.evaluate, self.facts = run_dir, total_steps, evaluate, facts
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
         #: (step, training loss) and, by metric, (step, value); kept in checkpoints.
         self.losses: list[tuple[int, float]] = []
         self.validations: dict[str, list[tuple[int, float]]] = {}
         #: Of this rank's training pairs: how many did not fit, by how many tokens in all, and all of them.
         self.cut_pairs = self.cut_tokens = self.seen_pairs = 0
-        self._sum, self._count = 0.0, 0
+        self._loss = 0.0
+        self._last_validation: tuple[Tensor, Tensor] | None = None
+
+    def validated_at(self, step: int) -> bool:
+        """Whether the pairs of a validation round at this step are at hand."""
+        steps = [points[-1][0] for points in self.validations.values()]
+        return self._last_validation is not None and bool(steps) and steps[0] == step
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Note the loss of every step: the mean over its forwards on this rank."""
+        """Note the loss of every step, which Lightning hands over in shares, one for each forward."""
         self.cut_pairs += int((batch["cut"] > 0).sum())
         self.cut_tokens += int(batch["cut"].sum())
         self.seen_pairs += int(batch["weight"].sum())
-        self._sum, self._count = self._sum + float(outputs["loss"]), self._count + 1
+        self._loss += float(outputs["loss"])
         if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
-            self.losses.append((trainer.global_step, self._sum / self._count))
-            self._sum, self._count = 0.0, 0
+            self.losses.append((trainer.global_step, self._loss))
+            self._loss = 0.0
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note the metrics of a validation round."""
+        """Note the metrics of a validation round, and the pairs behind them."""
+        assert isinstance(pl_module, CappyModule)
+        self._last_validation = pl_module.last_validation
         for name, value in trainer.callback_metrics.items():
             if name.startswith("validation/"):
                 self.validations.setdefault(name, []).append((trainer.global_step, float(value)))
@@ -73,29 +74,30 @@ class Results(pl.Callback):
         self.cut_pairs, self.cut_tokens = state_dict["cut_pairs"], state_dict["cut_tokens"]
         self.seen_pairs = state_dict["seen_pairs"]
 
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Evaluate the exported scorer and write everything, once the last step is done."""
-        assert isinstance(pl_module, CappyModule)
-        if trainer.is_global_zero and trainer.global_step >= self.total_steps:
-            metrics = {name: points[-1][1] for name, points in self.validations.items()}
-            metrics["train/loss"] = self.losses[-1][1] if self.losses else math.nan
-            metrics["train/steps"] = trainer.global_step
-            metrics |= self.facts
-            if self.seen_pairs:
-                metrics["train/cut_pairs_share"] = self.cut_pairs / self.seen_pairs
-                metrics["train/cut_tokens_mean"] = self.cut_tokens / self.seen_pairs
-            if self.losses:
-                _save(learning_curve(self.losses, self.validations), self.run_dir / "learning_curve.png")
-            if pl_module.last_validation is not None:
-                scores, targets = (values.double().numpy() for values in pl_module.last_validation)
-                _save(calibration(scores, targets), self.run_dir / "calibration.png")
-            if self.evaluate is not None:
-                report = self.evaluate()
-                write_json(self.run_dir / REPORT, report)
-                _save(methods_chart(report), self.run_dir / "report.png")
-                metrics |= flatten(report)
-            write_json(self.run_dir / METRICS, {name: v for name, v in metrics.items() if math.isfinite(v)})
-        trainer.strategy.barrier("results")
+    def write(self, report: dict[str, Any] | None, facts: dict[str, float]) -> None:
+        """Write the plots, the report and `metrics.json`.
+
+        A run counts as finished when `metrics.json` is there, so it comes last.
+
+        Args:
+            report: the selection report, None where there are no pools.
+            facts: numbers to put into `metrics.json` beside the metrics.
+        """
+        metrics = {name: points[-1][1] for name, points in self.validations.items()} | facts
+        if self.losses:
+            metrics |= {"train/loss": self.losses[-1][1], "train/steps": self.losses[-1][0]}
+            _save(learning_curve(self.losses, self.validations), self.run_dir / "learning_curve.png")
+        if self.seen_pairs:
+            metrics["train/cut_pairs_share"] = self.cut_pairs / self.seen_pairs
+            metrics["train/cut_tokens_mean"] = self.cut_tokens / self.seen_pairs
+        if self._last_validation is not None:
+            scores, targets = (values.double().numpy() for values in self._last_validation)
+            _save(calibration(scores, targets), self.run_dir / "calibration.png")
+        if report is not None:
+            write_json(self.run_dir / REPORT, report)
+            _save(methods_chart(report), self.run_dir / "report.png")
+            metrics |= flatten(report)
+        write_json(self.run_dir / METRICS, {name: v for name, v in metrics.items() if math.isfinite(v)})
 
 
 def flatten(report: dict[str, Any]) -> dict[str, float]:

@@ -3,12 +3,17 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from conftest import QUICKSTART_POOL, ROOT, SHORT_RUN, Run
 
+from cappy_lightning.cli import main
+
 PAIR = {"instruction": "Message: my kettle came broken\nSubject:", "response": "damaged item: kettle"}
+
+Refused = Callable[..., None]
 
 
 def lines(path: Path, *rows: object) -> Path:
@@ -16,15 +21,28 @@ def lines(path: Path, *rows: object) -> Path:
     return path
 
 
-def assert_refused(done: subprocess.CompletedProcess[str], *expected: str) -> None:
+def assert_refused(code: int, out: str, error: str, *expected: str) -> None:
     """Exit code 2, nothing on standard output, and one last line that names place and expectation."""
-    assert done.returncode == 2, done.stderr
-    assert done.stdout == ""
-    assert "Traceback" not in done.stderr
-    last = done.stderr.strip().splitlines()[-1]
+    assert code == 2, error
+    assert out == ""
+    assert "Traceback" not in error
+    last = error.strip().splitlines()[-1]
     assert last.startswith("cappy: ")
     for words in expected:
         assert words in last
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Refused:
+    """Run a command in this process, which saves importing torch each time, and expect a refusal."""
+    monkeypatch.chdir(ROOT)
+
+    def run(arguments: Sequence[object], *expected: str) -> None:
+        code = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        assert_refused(code, captured.out, captured.err, *expected)
+
+    return run
 
 
 TRAIN = ("train", *SHORT_RUN)
@@ -70,28 +88,30 @@ ROW = {"task": "t", "instruction": "i", "references": ["r"], "candidates": [{"re
         (json.dumps({**ROW, "candidates": []}).encode(), "field 'candidates' must be a non-empty list"),
     ],
 )
-def test_a_bad_pool_is_refused_with_file_and_line(cappy: Run, tmp_path: Path, content: bytes, expected: str) -> None:
+def test_a_bad_pool_is_refused_with_file_and_line(
+    refused: Refused, tmp_path: Path, content: bytes, expected: str
+) -> None:
     path = tmp_path / "pool.jsonl"
     path.write_bytes(content)
-    assert_refused(cappy(*TRAIN, f"data.pool={path}", f"run_dir={tmp_path}/run"), expected)
+    refused([*TRAIN, f"data.pool={path}", f"run_dir={tmp_path}/run"], expected)
     assert not (tmp_path / "run" / "instances").exists()
 
 
 @pytest.mark.parametrize("score", [1.5, -0.1, float("nan"), "high", None])
-def test_a_score_outside_its_range_is_refused(cappy: Run, tmp_path: Path, score: object) -> None:
+def test_a_score_outside_its_range_is_refused(refused: Refused, tmp_path: Path, score: object) -> None:
     path = lines(tmp_path / "mine.jsonl", {**PAIR, "score": 0.5}, {**PAIR, "score": score})
-    done = cappy(*TRAIN, "data.pool=null", f"data.instances={path}", f"run_dir={tmp_path}/run")
-    assert_refused(done, "mine.jsonl:2: field 'score' is", "expected a number from 0 to 1")
+    own = ["data.pool=null", "data.max_train=null", "data.max_validation=null", f"data.instances={path}"]
+    refused([*TRAIN, *own, f"run_dir={tmp_path}/run"], "mine.jsonl:2: field 'score' is", "a number from 0 to 1")
 
 
-def test_a_model_folder_without_weights_is_refused(cappy: Run, tmp_path: Path) -> None:
+def test_a_model_folder_without_weights_is_refused(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    assert_refused(cappy("score", "--scorer", tmp_path), "without weights, expected model.safetensors")
+    refused(["score", "--scorer", tmp_path], "without weights, expected model.safetensors")
 
 
-def test_an_output_that_cannot_be_written_is_refused_before_any_work(cappy: Run, tmp_path: Path) -> None:
+def test_an_output_that_cannot_be_written_is_refused_before_any_work(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert_refused(cappy(*TRAIN, f"run_dir={tmp_path}/file/run"), f"{tmp_path}/file/run", "cannot be written")
+    refused([*TRAIN, f"run_dir={tmp_path}/file/run"], f"{tmp_path}/file/run", "cannot be written")
 
 
 def test_score_reads_standard_input_and_keeps_the_rows(lora_run: Path) -> None:
@@ -104,10 +124,10 @@ def test_score_reads_standard_input_and_keeps_the_rows(lora_run: Path) -> None:
     assert all(0 <= row["score"] <= 1 for row in found)
 
 
-def test_a_bad_row_leaves_no_output_file_behind(cappy: Run, lora_run: Path, tmp_path: Path) -> None:
+def test_a_bad_row_leaves_no_output_file_behind(refused: Refused, lora_run: Path, tmp_path: Path) -> None:
     rows = lines(tmp_path / "pairs.jsonl", PAIR, {"instruction": "x"})
     out = tmp_path / "out.jsonl"
-    assert_refused(cappy("score", rows, "--scorer", lora_run / "adapter", "-o", out), "pairs.jsonl:2: field 'response'")
+    refused(["score", rows, "--scorer", lora_run / "adapter", "-o", out], "pairs.jsonl:2: field 'response' is missing")
     assert [path.name for path in tmp_path.iterdir()] == ["pairs.jsonl"]
 
 
@@ -150,4 +170,4 @@ def test_train_py_is_the_same_command() -> None:
     done = subprocess.run(
         [sys.executable, "train.py", "no.yaml"], capture_output=True, text=True, cwd=ROOT, check=False
     )
-    assert_refused(done, "no.yaml: cannot be read")
+    assert_refused(done.returncode, done.stdout, done.stderr, "no.yaml: cannot be read")

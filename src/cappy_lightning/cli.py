@@ -26,7 +26,12 @@ def main(arguments: Sequence[str]) -> int:
         interrupted by Ctrl-C and SIGTERM.
     """
     try:
-        options = _parser().parse_args(arguments)
+        parser = _parser()
+        options, rest = parser.parse_known_args(arguments)
+        if any(word.startswith("-") for word in rest) or (rest and "config" not in options):
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        if rest:  # argparse gives up on key=value words that come after an option
+            options.config += rest
         return int(options.run(options))
     except InputError as error:
         print(f"cappy: {error}", file=sys.stderr)

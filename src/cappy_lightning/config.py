@@ -5,6 +5,7 @@ A run's configuration is `merge(schema, *yaml files, key=value ...)`, left to ri
 
 import dataclasses
 import difflib
+import math
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -88,7 +89,8 @@ class BackboneConfig:
     url: str | None = key(None, "OpenAI-compatible server (key from $OPENAI_API_KEY); null: the embedded SmolLM2-135M")
     model: str | None = key(None, "Model name to ask the server for")
     decodings: dict[str, int] = key(
-        {"greedy": 1, "sampling": 4, "temperature_0.7": 4, "nucleus_0.9": 4}, "Candidates per decoding"
+        {"greedy": 1, "sampling": 4, "temperature_0.7": 4, "nucleus_0.9": 4},
+        "Candidates per decoding; 0 leaves one of these out",
     )
     shots: int = key(3, "Training examples shown in the prompt, the same for every example")
     template: str = key("Question: {instruction}\nAnswer:", "How the prompt shows an instruction; answers follow it")
@@ -158,11 +160,13 @@ def load_config(arguments: Sequence[str]) -> Config:
     merged = OmegaConf.structured(Config)
     for argument in arguments:
         overlay, where = _parse_argument(argument)
-        _check_keys(overlay, merged, where, "")
         try:
+            _check_keys(overlay, merged, where, "")
             merged = typing.cast(DictConfig, OmegaConf.merge(merged, overlay))
         except OmegaConfBaseException as error:
-            raise InputError(f"{where}: {error.full_key}", _reason(error)) from None
+            raise InputError(f"{where}: {error.full_key or ''}", _reason(error)) from None
+        except (TypeError, ValueError, AttributeError) as error:  # OmegaConf's answer to a list for a mapping
+            raise InputError(where, str(error).splitlines()[0]) from None
     try:
         OmegaConf.resolve(merged)
         config = typing.cast(Config, OmegaConf.to_object(merged))
@@ -178,8 +182,8 @@ def _reason(error: OmegaConfBaseException) -> str:
 
 def _parse_argument(argument: str) -> tuple[DictConfig, str]:
     """One YAML file or one `key=value` as a config, with its name for messages."""
-    if "=" in argument and not argument.endswith((".yaml", ".yml")):
-        name, _, value = argument.partition("=")
+    name, equals, value = argument.partition("=")
+    if equals and "/" not in name:
         try:
             return OmegaConf.from_dotlist([argument]), f"{name}={value}"
         except Exception as error:  # OmegaConf lets the YAML parser's own errors through
@@ -189,6 +193,8 @@ def _parse_argument(argument: str) -> tuple[DictConfig, str]:
     try:
         loaded = OmegaConf.load(argument)
     except OSError as error:
+        if error.strerror is None:  # OmegaConf's word for a file that is a single number
+            raise InputError(argument, "is no mapping, expected 'key: value' lines") from None
         raise InputError(argument, f"cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
         raise InputError(argument, "is not UTF-8 text") from None
@@ -260,11 +266,13 @@ def check_config(config: Config) -> None:
 
     scorer, finetune, data, batch = config.scorer, config.finetune, config.data, config.batch
     trainer, optimizer, backbone = config.trainer, config.optimizer, config.backbone
+    expect(config.seed >= 0, "seed", "0 or more")
     expect(scorer.activation in (None, "sigmoid", "identity"), "scorer.activation", "sigmoid, identity or null")
     expect(scorer.truncate_instruction in ("left", "right"), "scorer.truncate_instruction", "left or right")
     expect(scorer.max_length >= 8, "scorer.max_length", "at least 8 tokens")
     expect(finetune.mode in ("full", "lora"), "finetune.mode", "full or lora")
     expect(finetune.lora_rank >= 1, "finetune.lora_rank", "at least 1")
+    expect(finetune.lora_alpha >= 1, "finetune.lora_alpha", "at least 1")
     expect(0 <= finetune.lora_dropout < 1, "finetune.lora_dropout", "a share from 0 to below 1")
     sources = [name for name in ("pool", "examples", "task", "instances") if getattr(data, name)]
     if data.pool and data.task:  # a recorded pool of the task
@@ -276,6 +284,9 @@ def check_config(config: Config) -> None:
         )
     if data.validation_instances and not data.instances:
         raise InputError("data.validation_instances", "stands without data.instances, expected both")
+    if data.instances:
+        expect(data.max_train is None, "data.max_train", "null beside data.instances")
+        expect(data.max_validation is None, "data.max_validation", "null beside data.instances")
     expect(0 < data.validation_fraction < 1, "data.validation_fraction", "a share between 0 and 1")
     expect(data.max_train is None or data.max_train >= 1, "data.max_train", "at least 1")
     expect(data.max_validation is None or data.max_validation >= 1, "data.max_validation", "at least 1")
@@ -284,10 +295,12 @@ def check_config(config: Config) -> None:
     expect("{instruction}" in backbone.template, "backbone.template", "a text with {instruction} in it")
     expect(backbone.shots >= 0, "backbone.shots", "0 or more")
     expect(backbone.max_tokens >= 1, "backbone.max_tokens", "at least 1")
-    expect(bool(backbone.decodings), "backbone.decodings", "at least one decoding")
+    expect(any(backbone.decodings.values()), "backbone.decodings", "at least one decoding")
     expect(bool(backbone.stop), "backbone.stop", "a text at which an answer ends")
     expect(batch.micro_size >= 1, "batch.micro_size", "at least 1")
     expect(batch.validation_size >= 1, "batch.validation_size", "at least 1")
+    expect(trainer.devices >= 1, "trainer.devices", "at least 1")
+    expect(trainer.nodes >= 1, "trainer.nodes", "at least 1")
     forward = batch.micro_size * trainer.devices * trainer.nodes
     if batch.global_size < 1 or batch.global_size % forward:
         raise InputError(
@@ -295,16 +308,14 @@ def check_config(config: Config) -> None:
             f"is {batch.global_size}, expected a multiple of {forward}"
             " (batch.micro_size x trainer.devices x trainer.nodes)",
         )
-    expect(optimizer.learning_rate > 0, "optimizer.learning_rate", "above 0")
+    expect(0 < optimizer.learning_rate < math.inf, "optimizer.learning_rate", "a number above 0")
     expect(optimizer.weight_decay >= 0, "optimizer.weight_decay", "0 or more")
     expect(0 <= optimizer.warmup <= 1, "optimizer.warmup", "a share from 0 to 1")
-    expect(trainer.epochs > 0, "trainer.epochs", "above 0")
+    expect(0 < trainer.epochs < math.inf, "trainer.epochs", "a number above 0")
     expect(trainer.max_steps is None or trainer.max_steps >= 1, "trainer.max_steps", "at least 1")
     expect(trainer.validations >= 1, "trainer.validations", "at least 1")
     expect(trainer.checkpoint_every >= 1, "trainer.checkpoint_every", "at least 1")
     expect(trainer.accelerator in ("auto", "cpu", "gpu"), "trainer.accelerator", "auto, cpu or gpu")
-    expect(trainer.devices >= 1, "trainer.devices", "at least 1")
-    expect(trainer.nodes >= 1, "trainer.nodes", "at least 1")
     expect(trainer.strategy in ("auto", "ddp"), "trainer.strategy", "auto or ddp")
     expect(trainer.precision in ("32-true", "bf16-mixed"), "trainer.precision", "32-true or bf16-mixed")
     expect(trainer.gradient_clip is None or trainer.gradient_clip > 0, "trainer.gradient_clip", "above 0, or null")

@@ -1,13 +1,14 @@
 """Files that are there whole or not at all, and JSON Lines with the place of every error."""
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, Literal
 
 from cappy_lightning.errors import InputError
 
@@ -36,8 +37,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
     scratch left by a kill is removed by the next attempt.
     """
     make_dir(path.parent)
-    scratch = path.with_name(f".{path.name}.partial")
+    scratch, old = path.with_name(f".{path.name}.scratch"), _old(path)
     remove(scratch)
+    if old.exists() and not path.exists():  # a kill between the two renames of `replace`
+        os.rename(old, path)
     try:
         yield scratch
         replace(scratch, path)
@@ -48,13 +51,23 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def replace(scratch: Path, path: Path) -> None:
     """Move `scratch` to `path`; a directory that stands there is moved aside first, then removed."""
     if path.is_dir():
-        old = path.with_name(f".{path.name}.old")
+        old = _old(path)
         remove(old)
         os.rename(path, old)
-        os.rename(scratch, path)
+        try:
+            os.rename(scratch, path)
+        except OSError:
+            os.rename(old, path)
+            raise
         remove(old)
+    elif scratch.is_dir() and path.exists():
+        raise InputError(path, "is a file, expected a directory or nothing")
     else:
         os.replace(scratch, path)
+
+
+def _old(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
 
 
 def remove(path: Path) -> None:
@@ -63,6 +76,28 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def open_locked(path: Path, mode: Literal["a", "w"], what: str) -> IO[str]:
+    """Open a file for writing that no other live process has open in this way.
+
+    The lock is the operating system's (POSIX `lockf`): it goes with the process, however that ends, and
+    processes forked from it do not hold it. It is also lost when the process opens and closes the same
+    file once more, so a file of its own serves best.
+
+    Raises:
+        InputError: another process holds it (`what` names what it is at work on), or it cannot be written.
+    """
+    try:
+        stream = open(path, mode, encoding="utf-8")
+    except OSError as error:
+        raise InputError(path, f"cannot be written ({error.strerror})") from None
+    try:
+        fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        stream.close()
+        raise InputError(path, f"another process is at work on this {what}, expected one of its own") from None
+    return stream
 
 
 def write_text(path: Path, text: str) -> None:
@@ -115,7 +150,7 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 row = json.loads(line.decode("utf-8"))
             except UnicodeDecodeError as error:
                 raise InputError(where, f"byte {error.start + 1} of the line is not UTF-8 text") from None
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:
                 raise InputError(where, f"not valid JSON ({error}), expected one object a line") from None
             if not isinstance(row, dict):
                 raise InputError(where, f"found {type(row).__name__}, expected a JSON object")

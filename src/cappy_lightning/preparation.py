@@ -16,6 +16,7 @@ from cappy_lightning.labeling.weak_labels import cap_examples, in_validation, la
 from cappy_lightning.progress import say
 from cappy_lightning.records import Example, Instance, Pool
 from cappy_lightning.run_dir import rank
+from cappy_lightning.selection.baselines import check_names
 from cappy_lightning.sources.bigbench import bigbench_examples
 from cappy_lightning.sources.jsonl import read_examples, read_labelled_pools
 
@@ -63,6 +64,9 @@ def split_pools(config: Config, pools: Sequence[Pool]) -> tuple[list[Pool], list
         InputError: some examples name a split and some do not, or one side is empty.
     """
     data = config.data
+    if len({bool(pool.example.references) for pool in pools}) > 1:
+        raise InputError("data", "some examples have references and some choices, expected one kind")
+    check_names(pools, config.scorer.name)
     named = sum(pool.example.split is not None for pool in pools)
     if named not in (0, len(pools)):
         raise InputError("data", f"{named} of {len(pools)} examples name a split, expected all or none")

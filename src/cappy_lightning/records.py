@@ -36,6 +36,14 @@ def _text(row: dict[str, Any], key: str, where: object) -> str:
         raise InputError(where, f"field '{key}' {found}, expected a text")
     if not value.strip():
         raise InputError(where, f"field '{key}' is empty, expected a text")
+    return _unicode(value, key, where)
+
+
+def _unicode(value: str, key: str, where: object) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can escape
+        raise InputError(where, f"field '{key}' is not Unicode text") from None
     return value
 
 
@@ -50,9 +58,13 @@ def _number(row: dict[str, Any], key: str, where: object) -> float | None:
     value = row.get(key)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise InputError(where, f"field '{key}' is {value!r}, expected a finite number")
-    return float(value)
+    try:
+        number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise InputError(where, f"field '{key}' is {str(value)[:40]}, expected a finite number")
+    return number
 
 
 @dataclass(frozen=True)
@@ -91,8 +103,8 @@ class Example:
         split = row.get("split")
         if split is not None and split not in SPLITS:
             raise InputError(where, f"field 'split' is {split!r}, expected 'train' or 'validation'")
-        if "id" in row:
-            identity = str(row["id"])
+        if row.get("id") is not None:
+            identity = _unicode(str(row["id"]), "id", where)
         else:  # made from the content, so that it is the same wherever the example turns up
             content = json.dumps([task, instruction, references, choices, label], ensure_ascii=False)
             identity = hashlib.sha256(content.encode()).hexdigest()[:16]
@@ -106,7 +118,7 @@ class Example:
         row["instruction"] = self.instruction
         if self.references:
             row["references"] = list(self.references)
-        else:
+        elif self.choices:
             row |= {"choices": list(self.choices), "label": self.label}
         return row
 
@@ -207,8 +219,12 @@ class Instance:
         origin = row.get("origin", "given")
         if origin not in ORIGINS:
             raise InputError(where, f"field 'origin' is {origin!r}, expected one of {', '.join(ORIGINS)}")
-        example_id = str(row.get("example_id") or hashlib.sha256(instruction.encode()).hexdigest()[:16])
-        return cls(instruction, response, float(score), origin, str(row.get("task") or "default"), example_id)
+        task, example_id = row.get("task"), row.get("example_id")
+        if example_id is None:
+            example_id = hashlib.sha256(instruction.encode()).hexdigest()[:16]
+        task = _unicode("default" if task is None else str(task), "task", where)
+        example_id = _unicode(str(example_id), "example_id", where)
+        return cls(instruction, response, float(score), origin, task, example_id)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """The run directory: one run, one config, one live process, and a same command that continues."""
 
-import fcntl
+import dataclasses
 import json
 import os
 import platform
+import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
@@ -12,7 +13,7 @@ from omegaconf import OmegaConf
 
 from cappy_lightning.config import Config
 from cappy_lightning.errors import InputError
-from cappy_lightning.files import make_dir, write_json, write_text
+from cappy_lightning.files import make_dir, open_locked, remove, write_json, write_text
 
 CONFIG, VERSIONS, METRICS = "config.yaml", "versions.json", "metrics.json"
 
@@ -58,55 +59,56 @@ class RunDir:
 
     def __init__(self, config: Config) -> None:
         self.path = Path(config.run_dir)
+        self._config = dataclasses.asdict(config)
         self._lock: IO[str] | None = None
         if rank() == 0:
             make_dir(self.path)
-            self._lock = self._take_lock()
-            self._claim(config)
+            self._lock = open_locked(self.path / ".lock", "w", "run directory")
+            try:
+                self._compare()
+            except InputError:
+                self._lock.close()
+                raise
 
     @property
     def finished(self) -> bool:
         """Whether the results are there; they are written last."""
         return (self.path / METRICS).is_file()
 
-    def _take_lock(self) -> IO[str]:
-        try:
-            stream = open(self.path / ".lock", "w", encoding="utf-8")
-        except OSError as error:
-            raise InputError(self.path, f"the run directory cannot be written ({error.strerror})") from None
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            stream.close()
-            raise InputError(
-                self.path, "another process is at work on this run directory, expected a run_dir of its own"
-            ) from None
-        return stream
-
-    def _claim(self, config: Config) -> None:
-        path = self.path / CONFIG
-        mine = _plain(config)
-        if path.exists():
-            try:
-                theirs: Any = OmegaConf.to_container(OmegaConf.load(path))
-            except Exception:  # whatever the YAML parser raises
-                raise InputError(path, "is no readable YAML, expected the config of the run") from None
-            differences = _differences(_flat(theirs), _flat(mine))
-            if differences:
-                more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
-                raise InputError(
-                    self.path,
-                    f"holds a run with another config ({'; '.join(differences[:3])}{more}),"
-                    " expected the same config or another run_dir",
-                )
-        else:
+    def commit(self) -> None:
+        """Write the config, once the data are there: a mistyped path leaves no claim on the directory."""
+        if self._lock and not (self.path / CONFIG).exists():
             write_json(self.path / VERSIONS, _versions())
-            write_text(path, OmegaConf.to_yaml(mine))
+            write_text(self.path / CONFIG, OmegaConf.to_yaml(OmegaConf.create(_escaped(self._config))))
+
+    def _compare(self) -> None:
+        path = self.path / CONFIG
+        if not path.exists():
+            remove(self.path / "instances")  # of an attempt that ended before its config was written
+            return
+        try:
+            theirs: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        except Exception:  # whatever the YAML parser raises
+            raise InputError(path, "is no readable YAML, expected the config of the run") from None
+        differences = _differences(_flat(theirs), _flat(self._config))
+        if differences:
+            more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+            raise InputError(
+                self.path,
+                f"holds a run with another config ({'; '.join(differences[:3])}{more}),"
+                " expected the same config or another run_dir",
+            )
 
 
-def _plain(config: Config) -> dict[str, Any]:
-    plain: Any = OmegaConf.to_container(OmegaConf.structured(config), resolve=True)
-    return dict(plain)
+def _escaped(value: Any) -> Any:
+    """Texts as YAML must hold them for OmegaConf not to read `${...}` as a reference."""
+    if isinstance(value, dict):
+        return {name: _escaped(below) for name, below in value.items()}
+    if isinstance(value, list):
+        return [_escaped(below) for below in value]
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", value)
+    return value
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

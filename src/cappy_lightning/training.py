@@ -78,25 +78,29 @@ def _fit(config: Config, run: RunDir) -> int:
     checkpoints = run.path / "checkpoints"
     validate_every = max(1, -(-steps // config.trainer.validations))
     facts = {"parameters": total, "parameters_trained": trained}
-    callbacks = [
+    results = Results(run.path)
+    trainer = _trainer(config, steps, validate_every, [
         StepProgress(steps, config.batch.global_size),
+        results,
         _export(config, run.path, scorer, datamodule, steps, settings),
-        Results(run.path, steps, _evaluation(config, run.path, data), facts),
-        RunCheckpoint(
-            checkpoints, config.trainer.checkpoint_every, steps, validate_every if datamodule.validation else None
-        ),
-    ]
-    trainer = _trainer(config, steps, validate_every, callbacks)
+        RunCheckpoint(checkpoints, config.trainer.checkpoint_every, steps, validate_every),
+    ])  # fmt: skip
+    run.commit()
     latest = RunCheckpoint.latest(checkpoints)
     if latest and rank() == 0:
         say(f"continuing from {latest}")
     module = CappyModule(scorer, config.optimizer, steps)
     try:
         trainer.fit(module, datamodule=datamodule, ckpt_path=latest, weights_only=True)
+        if not results.validated_at(steps):
+            trainer.validate(module, datamodule=datamodule, verbose=False)
     except Stopped as stopped:
         return int(stopped.signal)
     except SystemExit:  # what Lightning makes of Ctrl-C outside the training loop
         raise KeyboardInterrupt from None
+    if trainer.is_global_zero:
+        facts = {"parameters": total, "parameters_trained": trained}
+        results.write(_evaluate(config, run.path, data), facts)
     return 0
 
 
@@ -135,7 +139,7 @@ def _trainer(config: Config, steps: int, validate_every: int, callbacks: list[pl
 def _export(
     config: Config, run: Path, scorer: Scorer, datamodule: CappyDataModule, steps: int, settings: dict[str, Any]
 ) -> Any:
-    validation = datamodule.validation or datamodule.train
+    validation = datamodule.validation
     count = min(PROBE_PAIRS, len(validation))
     instructions, responses = (
         column.slice(0, count).to_pylist() for column in (validation.instruction, validation.response)
@@ -148,17 +152,13 @@ def _export(
     return ModelExport(run / "model", scorer, probe, steps)
 
 
-def _evaluation(config: Config, run: Path, data: Prepared) -> Any:
-    """What makes the report: the exported scorer, as a user would load it, on the validation pools."""
+def _evaluate(config: Config, run: Path, data: Prepared) -> dict[str, Any] | None:
+    """The report on the validation pools, by the exported scorer as a user would load it."""
     if not data.validation_pools:
         return None
-
-    def evaluate() -> dict[str, Any]:
-        path = run / ("adapter" if config.finetune.mode == "lora" else "model")
-        selections = list(select_from_pools(Cappy.from_pretrained(path), data.validation_pools))
-        return make_report(data.validation_pools, selections, config.scorer.name)
-
-    return evaluate
+    cappy = Cappy.from_pretrained(run / ("adapter" if config.finetune.mode == "lora" else "model"))
+    selections = list(select_from_pools(cappy, data.validation_pools))
+    return make_report(data.validation_pools, selections, config.scorer.name)
 
 
 def show_results(run: Path, as_json: bool) -> None:

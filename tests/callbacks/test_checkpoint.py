@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from cappy_lightning.callbacks import RunCheckpoint
 from conftest import ROOT, SHORT_RUN, Run
 from safetensors.torch import load_file
-
-from cappy_lightning.callbacks import RunCheckpoint
 
 #: Dropout is on in the embedded encoder, so equal weights prove an equal random state.
 LONGER = (*SHORT_RUN, "trainer.max_steps=40", "trainer.checkpoint_every=5")

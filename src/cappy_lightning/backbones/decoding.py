@@ -35,7 +35,7 @@ def parse_decoding(name: str, n: int) -> Decoding:
         if n != 1:
             raise InputError(where, f"is {n}, expected 1 (greedy decoding has one answer)")
         return Decoding(name, 1, temperature=0.0)
-    match = re.fullmatch(r"(temperature|top_k|nucleus)_(\d+(?:\.\d+)?)", name)
+    match = re.fullmatch(r"(temperature|top_k|nucleus)_([0-9]{1,6}(?:\.[0-9]{1,6})?)", name)
     value = float(match[2]) if match else 0.0
     if match and match[1] == "temperature" and value > 0:
         return Decoding(name, n, temperature=value)

@@ -51,6 +51,7 @@ def embedded_backbone() -> Iterator[CompletionsBackbone]:
     parameters.n_parallel = SLOTS
     parameters.n_ctx = SLOTS * CONTEXT
     parameters.cpuparams.n_threads = os.cpu_count() or 1
+    parameters.cache_ram_mib = 0  # else gigabytes of old prompts are kept; the slots keep the newest ones
     parameters.verbosity = -1
     server = xllamacpp.Server(parameters)
     client = CompletionsBackbone(server.listening_address)

@@ -14,7 +14,7 @@ from cappy_lightning.backbones.decoding import Decoding, parse_decoding
 from cappy_lightning.backbones.embedded import MODEL_NAME, embedded_backbone
 from cappy_lightning.config import BackboneConfig
 from cappy_lightning.errors import InputError
-from cappy_lightning.files import make_dir, replace, to_line, write_json
+from cappy_lightning.files import atomic_path, make_dir, open_locked, to_line, write_json
 from cappy_lightning.progress import Ticker, say
 from cappy_lightning.records import Example, Pool
 
@@ -86,34 +86,35 @@ def record_pools(examples: Sequence[Example], config: BackboneConfig, out: Path)
     Raises:
         InputError: a partial recording with other settings is in the way, or the backbone fails.
     """
-    decodings = [parse_decoding(name, n) for name, n in config.decodings.items()]
+    decodings = [parse_decoding(name, n) for name, n in config.decodings.items() if n]
     prefix = few_shot_prefix(config.template, draw_shots(examples, config.shots, config.seed))
     made = {"fingerprint": fingerprint(examples, config)}
     make_dir(out.parent)
     partial = out.with_name(out.name + ".partial")
-    done = _read_partial(partial, made)
-    missing = [e for e in examples if e.id not in done]
-    if done and missing:
-        say(f"{out}: continuing, {len(done)} of {len(examples)} examples are recorded")
-    with open(partial, "a", encoding="utf-8") as stream:
-        if not done and not stream.tell():
+    lock = out.with_name(f".{out.name}.lock")
+    with open_locked(lock, "w", "recording"), open(partial, "a", encoding="utf-8") as stream:
+        done = _read_partial(partial, made)
+        missing = [e for e in examples if (e.task, e.id) not in done]
+        if done and missing:
+            say(f"{out}: continuing, {len(done)} of {len(examples)} examples are recorded")
+        if not partial.stat().st_size:
             stream.write(to_line(made))
+            stream.flush()
         if missing:
             with open_backbone(config) as backbone, Ticker(f"recording {out.name}", len(examples), len(done)) as ticker:
                 for pool in _answer_all(backbone, missing, prefix, decodings, config):
                     stream.write(to_line(pool.to_row()))
                     stream.flush()
-                    done[pool.example.id] = pool
+                    done[pool.example.task, pool.example.id] = pool
                     ticker.advance()
-    dropped = sum(d.n for d in decodings) * len(examples) - sum(len(p.candidates) for p in done.values())
-    if dropped:
-        say(f"{out}: {dropped} empty answers were left out")
-    write_json(made_by_path(out), {**made, **_settings(config), "prompt_prefix": prefix})
-    final = out.with_name(f".{out.name}.final")
-    with open(final, "w", encoding="utf-8") as stream:
-        stream.writelines(to_line(done[e.id].to_row()) for e in examples)
-    replace(final, out)
-    partial.unlink()
+        dropped = sum(d.n for d in decodings) * len(examples) - sum(len(p.candidates) for p in done.values())
+        if dropped:
+            say(f"{out}: {dropped} empty answers were left out")
+        write_json(made_by_path(out), {**made, **_settings(config), "prompt_prefix": prefix})
+        with atomic_path(out) as scratch, open(scratch, "w", encoding="utf-8") as final:
+            final.writelines(to_line(done[e.task, e.id].to_row()) for e in examples)
+        partial.unlink()
+    lock.unlink()
 
 
 def _answer_all(
@@ -157,11 +158,9 @@ def _answer_all(
         executor.shutdown(cancel_futures=True)
 
 
-def _read_partial(partial: Path, made: dict[str, str]) -> dict[str, Pool]:
+def _read_partial(partial: Path, made: dict[str, str]) -> dict[tuple[str, str], Pool]:
     """The pools of an interrupted recording by example id; a line cut off by a kill is removed."""
-    if not partial.exists():
-        return {}
-    done: dict[str, Pool] = {}
+    done: dict[tuple[str, str], Pool] = {}
     data = partial.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
     lines = whole.decode("utf-8").split("\n")[:-1]  # not splitlines, which also cuts at U+2028 inside a text
@@ -171,7 +170,7 @@ def _read_partial(partial: Path, made: dict[str, str]) -> dict[str, Pool]:
         )
     for number, line in enumerate(lines[1:], start=2):
         pool = Pool.from_row(json.loads(line), f"{partial}:{number}")
-        done[pool.example.id] = pool
+        done[pool.example.task, pool.example.id] = pool
     if whole != data:
         with open(partial, "r+b") as stream:
             stream.truncate(len(whole))

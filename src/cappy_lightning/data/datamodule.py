@@ -113,7 +113,7 @@ class CappyDataModule(pl.LightningDataModule):
 
     Args:
         train: directories with training instances.
-        validation: directories with validation instances; may be empty.
+        validation: directories with validation instances.
         encoder: how pairs become tokens.
         global_size: pairs per optimizer step over all ranks.
         micro_size: pairs per rank and forward.
@@ -139,7 +139,7 @@ class CappyDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.train, self.encoder, self.seed, self.workers = _Instances(train), encoder, seed, workers
-        self.validation = _Instances(validation) if validation else None
+        self.validation = _Instances(validation)
         self.global_size, self.micro_size, self.validation_size = global_size, micro_size, validation_size
         self.total_steps = self.steps_per_epoch
         self._first_step = 0
@@ -163,10 +163,8 @@ class CappyDataModule(pl.LightningDataModule):
         )
         return self._loader(stream)
 
-    def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
+    def val_dataloader(self) -> DataLoader[Batch]:
         """Every validation instance once, in order."""
-        if self.validation is None:
-            return []
         trainer = self._trainer()
         size, rank, world = self.validation_size, trainer.global_rank, trainer.world_size
         return DataLoader(_ValidationRows(self.validation, self.encoder, size, rank, world), batch_size=None)

@@ -97,12 +97,15 @@ def read_manifest(directory: Path) -> Manifest:
         content = json.loads(path.read_text(encoding="utf-8"))
         version, rows, shards = content["schema_version"], content["rows"], tuple(content["shards"])
         files = [directory / shard["file"] for shard in shards]
+        total = sum(shard["rows"] for shard in shards if shard["sha256"])
     except OSError as error:
         raise InputError(path, f"cannot be read ({error.strerror}), expected a directory of instances") from None
     except (ValueError, KeyError, TypeError):
         raise InputError(path, "is no manifest of instances") from None
     if version != SCHEMA_VERSION:
         raise InputError(path, f"has schema version {version!r}, expected {SCHEMA_VERSION}")
+    if total != rows:
+        raise InputError(path, f"counts {rows} rows, but its shards hold {total}")
     if not rows:
         raise InputError(path, "counts no rows, expected at least one instance")
     for file in files:
@@ -137,6 +140,8 @@ def read_user_file(path: Path) -> Iterator[Instance]:
 def _read_shard(manifest: Manifest, shard: dict[str, Any]) -> pa.Table:
     path = manifest.directory / shard["file"]
     try:
+        if _sha256(path) != shard["sha256"]:
+            raise InputError(path, "has changed since it was written, expected the SHA-256 of its manifest")
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
         raise InputError(path, f"is no readable Parquet file ({error})") from None
@@ -150,6 +155,9 @@ def _read_shard(manifest: Manifest, shard: dict[str, Any]) -> pa.Table:
         table = table.cast(SCHEMA)
     except pa.ArrowException as error:
         raise InputError(path, f"columns have other types than instances ({error})") from None
+    for name in SCHEMA.names:
+        if table[name].null_count:
+            raise InputError(path, f"column '{name}' has empty cells, expected a value in every row")
     scores = table["score"].to_numpy()
     bad = np.flatnonzero(~((scores >= 0) & (scores <= 1)))
     if bad.size:

@@ -3,7 +3,7 @@
 import hashlib
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from cappy_lightning.labeling.rouge import rouge_l
 from cappy_lightning.records import ORIGINS, Example, Instance, Origin, Pool, normalize
@@ -21,12 +21,16 @@ def label_pools(pools: Sequence[Pool], *, mismatches: int, seed: int) -> Iterato
     The same pair twice becomes one instance, the stronger origin staying (`ORIGINS`).
     """
     by_task: dict[str, list[Example]] = defaultdict(list)
+    right: dict[tuple[str, str], set[str]] = defaultdict(set)  # an instruction may stand in several examples
     for pool in pools:
         by_task[pool.example.task].append(pool.example)
+        right[pool.example.task, pool.example.instruction].update(map(normalize, pool.example.references))
     for pool in pools:
         example = pool.example
         pairs = _truth(example)
-        pairs += [(text, 0.0, "mismatch") for text in draw_mismatches(example, by_task[example.task], mismatches, seed)]
+        known = right[example.task, example.instruction]
+        drawn = draw_mismatches(example, by_task[example.task], known, mismatches, seed)
+        pairs += [(text, 0.0, "mismatch") for text in drawn]
         yield from _instances(example, pairs + _sampled(pool))
 
 
@@ -43,11 +47,13 @@ def label_candidates(pools: Sequence[Pool]) -> Iterator[Instance]:
         yield from _instances(pool.example, truth + _sampled(pool))
 
 
-def draw_mismatches(example: Example, others: Sequence[Example], count: int, seed: int) -> list[str]:
-    """Up to `count` distinct references of other examples that are, normalized, none of this example's."""
+def draw_mismatches(
+    example: Example, others: Sequence[Example], right: Collection[str], count: int, seed: int
+) -> list[str]:
+    """Up to `count` distinct references of other examples that are, normalized, none of the `right` ones."""
     if not example.references or not count:
         return []
-    own = {normalize(reference) for reference in example.references}
+    own = set(right)
     generator = random.Random(f"{seed} {example.task} {example.id}")
     found: list[str] = []
     for _ in range(10 * count):  # enough draws unless nearly all references of the task are alike

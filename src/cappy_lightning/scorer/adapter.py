@@ -51,13 +51,16 @@ def add_lora(scorer: Scorer, config: FinetuneConfig) -> dict[str, Any]:
         target_modules=targets,
         exclude_modules=r".*\b(" + "|".join(heads) + r")\b.*",  # a head's layers are trained whole
         modules_to_save=list(heads),
-        base_model_name_or_path=EMBEDDED_HUB_NAME if scorer.base == EMBEDDED else scorer.base,
         revision=scorer.revision,
     )
     try:
-        scorer.model = get_peft_model(scorer.model, lora)
+        with _quiet():
+            model = get_peft_model(scorer.model, lora)
     except ValueError as error:
         raise InputError("finetune.lora_targets", f"are {targets} ({str(error).splitlines()[0]})") from None
+    # The name that others know it by; PEFT has put the path from which it was loaded.
+    lora.base_model_name_or_path = EMBEDDED_HUB_NAME if scorer.base == EMBEDDED else scorer.base
+    scorer.model = model
     return settings
 
 
@@ -126,5 +129,6 @@ def load_adapter(scorer: Scorer, directory: Path, name: str) -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of missing keys PEFT only warns; they are errors here, checked by name
+        # PEFT uses names that transformers deprecates, and only warns of missing keys, which are errors here.
+        warnings.simplefilter("ignore")
         yield

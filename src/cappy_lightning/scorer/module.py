@@ -55,7 +55,6 @@ class CappyModule(pl.LightningModule):
         errors = (predicted - batch["score"]).square() * batch["weight"]
         forwards = self.trainer.accumulate_grad_batches * self.trainer.world_size
         loss: Tensor = errors.sum() * forwards / batch["real"]
-        self.log("train/loss", loss.detach(), prog_bar=False)
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:

@@ -11,8 +11,14 @@ from cappy_lightning.errors import InputError
 from cappy_lightning.labeling.rouge import rouge_l
 from cappy_lightning.records import Pool, Selection, normalize
 
-#: Methods that are no baseline: they look at the truth, or are the chance level.
+#: The best that a choice can do, which looks at the truth, and what a blind one gets on average.
 ORACLE, RANDOM = "oracle", "random"
+
+#: Names that no scorer and no decoding may have.
+RESERVED = (RANDOM, "self_score_sum", "self_score_mean", "majority", "mbr", "shortest", "longest", ORACLE)
+
+#: Decodings that say that nothing was decoded.
+NOT_DECODED = ("choice", "given")
 
 
 def rewards(pool: Pool) -> list[float]:
@@ -39,8 +45,9 @@ def method_values(
     Ties go to the first candidate.
 
     Raises:
-        InputError: the scorer has a baseline's name.
+        InputError: the scorer or a decoding has a baseline's name.
     """
+    check_names(pools, scorer_name)
     all_rewards = [rewards(pool) for pool in pools]
     values: dict[str, list[float]] = {RANDOM: [sum(r) / len(r) for r in all_rewards]}
     skipped: dict[str, str] = {}
@@ -53,8 +60,8 @@ def method_values(
             [r for r, c in zip(rs, p.candidates, strict=True) if c.decoding == decoding]
             for rs, p in zip(all_rewards, pools, strict=True)
         ]
-        if decoding in ("choice", "given"):
-            continue  # not a way of decoding
+        if decoding in NOT_DECODED:
+            continue
         if all(own):
             values[decoding] = [sum(r) / len(r) for r in own]
         else:
@@ -73,11 +80,22 @@ def method_values(
         skipped |= dict.fromkeys(("majority", "mbr"), "the candidates are given choices, not samples")
     pick("shortest", [first_best([-len(c.response) for c in pool.candidates]) for pool in pools])
     pick("longest", [first_best([len(c.response) for c in pool.candidates]) for pool in pools])
-    if scorer_name in values or scorer_name in skipped or scorer_name == ORACLE:
-        raise InputError("scorer.name", f"is '{scorer_name}', which is a baseline's name")
     pick(scorer_name, [selection.index for selection in selections])
     pick(ORACLE, [first_best(r) for r in all_rewards])
     return values, skipped
+
+
+def check_names(pools: Sequence[Pool], scorer_name: str) -> None:
+    """Refuse names that would stand twice in a report.
+
+    Raises:
+        InputError: the scorer or a decoding has a baseline's name.
+    """
+    decodings = {candidate.decoding for pool in pools for candidate in pool.candidates} - set(NOT_DECODED)
+    for name in sorted(decodings & set(RESERVED)):
+        raise InputError("pool", f"a decoding is called '{name}', which is a baseline's name")
+    if scorer_name in decodings | set(RESERVED):
+        raise InputError("scorer.name", f"is '{scorer_name}', which is a baseline's name")
 
 
 def first_best(values: Sequence[float]) -> int:
@@ -95,5 +113,9 @@ def majority(pool: Pool) -> int:
 def minimum_bayes_risk(pool: Pool) -> int:
     """The candidate with the highest mean Rouge-L to the other candidates (Kumar and Byrne 2004)."""
     counts = Counter(candidate.response for candidate in pool.candidates)
-    gains = {one: sum(n * rouge_l([other], one) for other, n in counts.items()) - rouge_l([one], one) for one in counts}
+    # Rounded, because equal sums differ in the last bits with the order of their terms.
+    gains = {
+        one: round(sum(n * rouge_l([other], one) for other, n in counts.items()) - rouge_l([one], one), 9)
+        for one in counts
+    }
     return first_best([gains[candidate.response] for candidate in pool.candidates])

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from cappy_lightning.errors import InputError
@@ -36,7 +37,7 @@ def make_report(
         InputError: the name is that of a baseline, or references and choices are mixed.
     """
     if len({bool(pool.example.references) for pool in pools}) > 1:
-        raise InputError("pools", "mix examples with references and with choices, expected one kind")
+        raise InputError("pools", "some have references and some choices, expected one kind")
     by_task: dict[str, list[int]] = defaultdict(list)
     for i, pool in enumerate(pools):
         by_task[pool.example.task].append(i)
@@ -47,8 +48,7 @@ def make_report(
     for task, chosen in by_task.items():
         values, skipped = method_values([pools[i] for i in chosen], [selections[i] for i in chosen], scorer_name)
         matrix = np.array(list(values.values()))  # [methods, examples]
-        counts = generator.multinomial(len(chosen), np.full(len(chosen), 1 / len(chosen)), size=RESAMPLES)
-        draws = matrix @ counts.T / len(chosen)  # [methods, resamples]
+        draws = _resample(matrix, generator)
         means[task] = {name: float(row.mean()) for name, row in zip(values, matrix, strict=True)}
         resampled[task] = dict(zip(values, draws, strict=True))
         tasks[task] = {"n_examples": len(chosen), **_compare(means[task], resampled[task], scorer_name)}
@@ -63,6 +63,15 @@ def make_report(
         "tasks": tasks,
         "average": {"n_tasks": len(tasks), **_compare(average, average_draws, scorer_name)},
     }
+
+
+def _resample(matrix: Floats, generator: np.random.Generator) -> Floats:
+    """Means over resampled examples, [methods, resamples]; memory grows with a chunk of the resamples only."""
+    count, chunks = matrix.shape[1], 20
+    even = np.full(count, 1 / count)
+    return np.concatenate(
+        [matrix @ generator.multinomial(count, even, size=RESAMPLES // chunks).T / count for _ in range(chunks)], axis=1
+    )
 
 
 def best_baseline(means: dict[str, float], scorer_name: str) -> str:
@@ -104,16 +113,16 @@ def print_report(report: dict[str, Any], console: Console) -> None:
     if len(sections) > 1:
         sections.append((f"average over {len(sections)} tasks", report["average"]))
     for title, part in sections:
-        table = Table(title=f"{title}: {unit} x 100 with 95% intervals", title_justify="left")
+        table = Table(title=f"{escape(title)}: {unit} x 100 with 95% intervals", title_justify="left")
         table.add_column("method")
         table.add_column("mean", justify="right")
         table.add_column("interval", justify="right")
-        table.add_column(f"{report['scorer']} is better by", justify="right")
+        table.add_column(f"{escape(report['scorer'])} is better by", justify="right")
         scorer = report["scorer"]
         for name, value in sorted(part["methods"].items(), key=lambda item: item[1]["mean"]):
             difference = part["differences"].get(name)
             better = f"{100 * difference['mean']:+.1f} [{_range(difference, '+')}]" if difference else ""
-            row = (name, f"{100 * value['mean']:.1f}", f"[{_range(value)}]", better)
+            row = (escape(name), f"{100 * value['mean']:.1f}", f"[{_range(value)}]", better)
             table.add_row(*row, style="bold" if name == scorer else "dim" if name == ORACLE else None)
         console.print(table)
         for share, text in (
@@ -122,10 +131,11 @@ def print_report(report: dict[str, Any], console: Console) -> None:
         ):
             if share in part:
                 console.print(
-                    f"{scorer} goes {100 * part[share]['mean']:.0f}% [{_range(part[share], digits=0)}] {text}"
+                    f"{scorer} goes {100 * part[share]['mean']:.0f}% [{_range(part[share], digits=0)}] {text}",
+                    markup=False,
                 )
         for name, reason in part.get("skipped", {}).items():
-            console.print(f"left out: {name} ({reason})")
+            console.print(f"left out: {name} ({reason})", markup=False)
 
 
 def _range(value: dict[str, float], sign: str = "", digits: int = 1) -> str:

@@ -1,0 +1,120 @@
+"""Recording from the real embedded LLM, over HTTP, and continuing after a kill."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from cappy_lightning.backbones.completions import CompletionsBackbone
+from cappy_lightning.backbones.decoding import Decoding
+from cappy_lightning.backbones.embedded import embedded_backbone
+from cappy_lightning.backbones.generate import draw_shots, few_shot_prefix, made_by_path, record_pools
+from cappy_lightning.config import BackboneConfig
+from cappy_lightning.errors import InputError
+from cappy_lightning.records import Example
+from cappy_lightning.sources.jsonl import read_labelled_pools
+
+COLORS = ["red", "green", "blue", "yellow", "black", "white", "orange", "purple", "brown", "grey"]
+EXAMPLES = [Example("colors", f"{i}", f"What color is number {i}?", (c,), split="train") for i, c in enumerate(COLORS)]
+SETTINGS = BackboneConfig(shots=3, max_tokens=6, decodings={"greedy": 1, "nucleus_0.9": 2})
+
+
+def test_a_recording_has_every_example_in_order_with_every_decoding_and_likelihoods(tmp_path: Path) -> None:
+    out = tmp_path / "pool.jsonl"
+    record_pools(EXAMPLES, SETTINGS, out)
+    pools = read_labelled_pools(out)
+    assert [pool.example for pool in pools] == EXAMPLES
+    for pool in pools:
+        decodings = [candidate.decoding for candidate in pool.candidates]
+        assert decodings == ["greedy", "nucleus_0.9", "nucleus_0.9"]
+        for candidate in pool.candidates:
+            assert candidate.log_likelihood_sum is not None
+            assert candidate.log_likelihood_mean is not None
+            assert candidate.log_likelihood_sum <= candidate.log_likelihood_mean <= 0
+    made_by = json.loads(made_by_path(out).read_text())
+    assert made_by["prompt_prefix"] == few_shot_prefix(SETTINGS.template, draw_shots(EXAMPLES, 3, 0))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pool.jsonl", "pool.made_by.json"]
+
+
+def test_greedy_is_the_same_every_time_and_seeds_make_samples_differ() -> None:
+    prompt = "Question: Name an animal.\nAnswer:"
+    sampling = Decoding("sampling", 4)
+    with embedded_backbone() as backbone:
+        one, two = (
+            backbone.sample(prompt, Decoding("greedy", 1, 0.0), max_tokens=8, stop="\n", seed=s) for s in (1, 2)
+        )
+        many, other = (backbone.sample(prompt, sampling, max_tokens=8, stop="\n", seed=s) for s in (1, 2))
+    assert [c.response for c in one] == [c.response for c in two]
+    assert [c.response for c in many] != [c.response for c in other]
+    assert len({c.response for c in many}) > 1
+
+
+def test_a_killed_recording_continues_with_nothing_lost_or_doubled(tmp_path: Path) -> None:
+    examples = tmp_path / "examples.jsonl"
+    many = [replace(e, id=f"{n}-{e.id}", instruction=f"{e.instruction} ({n})") for n in range(4) for e in EXAMPLES]
+    examples.write_text("".join(json.dumps(e.to_row()) + "\n" for e in many))
+    out = tmp_path / "out" / "pool.jsonl"
+    partial = out.with_name("pool.jsonl.partial")
+    command = [
+        sys.executable,
+        "-m",
+        "cappy_lightning",
+        "generate",
+        str(examples),
+        "-o",
+        str(out),
+        "backbone.max_tokens=6",
+    ]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and (not partial.exists() or partial.read_text().count("\n") < 6):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = partial.read_text()
+    partial.write_text(before + '{"task": "colors", "id": "cut of')  # as a kill in the middle of a write leaves it
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "continuing, " in done.stderr
+    assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == [e.id for e in many]
+    assert set(before.splitlines()[1:]) <= set(out.read_text().splitlines())
+    assert not partial.exists()
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    assert (again.returncode, "exists already" in again.stderr) == (2, True)
+
+
+def test_a_partial_recording_with_other_settings_is_not_mixed(tmp_path: Path) -> None:
+    out = tmp_path / "pool.jsonl"
+    (tmp_path / "pool.jsonl.partial").write_text('{"fingerprint": "of something else"}\n')
+    with pytest.raises(InputError, match="is a recording of other examples or settings"):
+        record_pools(EXAMPLES, SETTINGS, out)
+
+
+def test_a_second_process_does_not_write_into_the_same_recording(tmp_path: Path) -> None:
+    hold = "import sys, time; from pathlib import Path; from cappy_lightning.files import open_locked\n"
+    hold += "lock = open_locked(Path(sys.argv[1]), 'w', 'recording'); print('held', flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", hold, str(tmp_path / ".pool.jsonl.lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match="another process is at work on this recording"):
+            record_pools(EXAMPLES, SETTINGS, tmp_path / "pool.jsonl")
+        process.kill()
+
+
+def test_a_server_that_is_not_there_or_not_a_model_is_named() -> None:
+    with pytest.raises(InputError, match=r"http://127.0.0.1:9: no answer from the LLM server"):
+        CompletionsBackbone("http://127.0.0.1:9", timeout=5).sample(
+            "x", Decoding("greedy", 1), max_tokens=2, stop="\n", seed=0
+        )
+
+
+def test_more_shots_than_training_examples_are_refused() -> None:
+    with pytest.raises(InputError, match=r"backbone.shots: is 11, but only 10 training examples"):
+        draw_shots(EXAMPLES, 11, 0)

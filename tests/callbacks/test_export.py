@@ -1,0 +1,161 @@
+"""Exports: what other libraries load from them, and what is refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cappy_lightning.callbacks.export import verify
+from conftest import Run
+from peft import PeftModel
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from sentence_transformers import CrossEncoder
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from cappy_lightning import Cappy
+from cappy_lightning.errors import InputError
+from cappy_lightning.records import Pool
+from cappy_lightning.scorer.model import resolve_base
+
+Pairs = list[tuple[str, str]]
+
+
+@pytest.fixture(scope="module")
+def pairs(pools: list[Pool]) -> Pairs:
+    """200 real pairs of different lengths, among them instructions that are too long."""
+    found = [
+        (pool.example.instruction, pool.candidates[i % 13 % len(pool.candidates)].response)
+        for i, pool in enumerate(pools[:200])
+    ]
+    return [(f"{a} " * 12 if i % 10 == 0 else a, b) for i, (a, b) in enumerate(found)]
+
+
+def plain_logits(model: torch.nn.Module, tokenizer: object, pairs: Pairs) -> np.ndarray:
+    """Logits as a user of transformers would compute them, the instruction giving way on the left."""
+    found = []
+    for instruction, response in pairs:
+        inputs = tokenizer(instruction, response, truncation="only_first", max_length=128, return_tensors="pt")  # type: ignore[operator]
+        with torch.inference_mode():
+            found.append(float(model(**inputs).logits[0, 0]))
+    return np.array(found)
+
+
+def test_the_adapter_is_small_and_holds_lora_and_head_only(lora_run: Path) -> None:
+    adapter = lora_run / "adapter"
+    assert sum(file.stat().st_size for file in adapter.iterdir()) < 5e6
+    with safe_open(adapter / "adapter_model.safetensors", framework="pt") as tensors:
+        names = list(tensors.keys())
+    assert all("lora_" in name or ".pooler." in name or ".classifier." in name for name in names)
+    assert {"base_model.model.classifier.weight", "base_model.model.bert.pooler.dense.weight"} <= set(names)
+    assert sum("lora_A" in name for name in names) == sum("lora_B" in name for name in names) == 6 * 2  # layers, targets
+
+
+def test_plain_peft_gives_the_same_scores_from_the_adapter(lora_run: Path, pairs: Pairs) -> None:
+    base = AutoModelForSequenceClassification.from_pretrained(resolve_base("embedded"), num_labels=1)
+    model = PeftModel.from_pretrained(base, lora_run / "adapter").eval()
+    tokenizer = AutoTokenizer.from_pretrained(resolve_base("embedded"), truncation_side="left")
+    mine = Cappy.from_pretrained(lora_run / "adapter").logits(pairs)
+    assert np.abs(plain_logits(model, tokenizer, pairs) - mine).max() <= 1e-5
+
+
+@pytest.mark.parametrize("kind", ["merged", "full"])
+def test_transformers_and_cross_encoder_give_the_same_scores_from_a_model(
+    lora_run: Path, full_run: Path, pairs: Pairs, tmp_path: Path, kind: str
+) -> None:
+    cappy = Cappy.from_pretrained(lora_run / "adapter" if kind == "merged" else full_run / "model")
+    cappy.save_pretrained(tmp_path / "model")
+    scores = cappy.score(pairs)
+    assert np.ptp(scores) > 0.01
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    logits = plain_logits(model, tokenizer, pairs)
+    assert np.abs(1 / (1 + np.exp(-logits)) - scores).max() <= 1e-5
+    assert np.abs(CrossEncoder(str(tmp_path / "model")).predict(pairs) - scores).max() <= 1e-5
+    assert np.abs(Cappy.from_pretrained(tmp_path / "model").score(pairs) - scores).max() <= 1e-5
+    if kind == "full":
+        assert np.abs(CrossEncoder(str(full_run / "model")).predict(pairs) - scores).max() <= 1e-5
+
+
+def test_the_adapter_says_its_base_by_name_and_hash(lora_run: Path) -> None:
+    settings = json.loads((lora_run / "adapter" / "cappy.json").read_text())
+    peft = json.loads((lora_run / "adapter" / "adapter_config.json").read_text())
+    assert settings["base"] == "embedded"
+    assert peft["base_model_name_or_path"] == "sentence-transformers/all-MiniLM-L6-v2"
+    assert len(settings["base_sha256"]) == 64
+    assert settings["base_sha256"][:12] in (lora_run / "adapter" / "README.md").read_text()
+
+
+def test_several_adapters_share_a_base_and_answer_by_task(lora_run: Path, pairs: Pairs, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(lora_run / "adapter", other)
+    tensors = load_file(other / "adapter_model.safetensors")
+    tensors["base_model.model.classifier.bias"] += 1
+    save_file(tensors, other / "adapter_model.safetensors")
+    both = Cappy.from_pretrained("embedded", adapter={"billing": lora_run / "adapter", "legal": other})
+    alone = Cappy.from_pretrained(lora_run / "adapter").logits(pairs[:20])
+    assert np.abs(both.logits(pairs[:20], task="billing") - alone).max() <= 1e-5
+    assert np.abs(both.logits(pairs[:20], task="legal") - alone - 1).max() <= 1e-5
+    with pytest.raises(InputError, match="task: is None, expected one of billing, legal"):
+        both.score(pairs[:1])
+
+
+def damaged(adapter: Path, target: Path, how: str) -> Path:
+    shutil.copytree(adapter, target)
+    weights = target / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    match how:
+        case "head":
+            del tensors["base_model.model.classifier.weight"]
+        case "nan":
+            tensors["base_model.model.classifier.weight"][0, 0] = float("nan")
+        case "extra":
+            tensors["base_model.model.bert.embeddings.word_embeddings.weight"] = torch.zeros(2, 2)
+        case "truncated":
+            weights.write_bytes(weights.read_bytes()[:-1000])
+            return target
+        case "base":
+            settings = json.loads((target / "cappy.json").read_text())
+            (target / "cappy.json").write_text(json.dumps(settings | {"base_sha256": "0" * 64}))
+    save_file(tensors, weights)
+    return target
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("head", "lacks tensor base_model.model.classifier.weight"),
+        ("nan", "is empty or not finite"),
+        ("extra", "has an unknown tensor"),
+        ("truncated", "cannot be loaded"),
+        ("base", "was trained on other weights than embedded"),
+    ],
+)
+def test_a_damaged_adapter_is_refused_with_the_reason(lora_run: Path, tmp_path: Path, how: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Cappy.from_pretrained(damaged(lora_run / "adapter", tmp_path / "adapter", how))
+
+
+def test_an_export_with_other_scores_does_not_count(lora_run: Path, full_run: Path, pairs: Pairs) -> None:
+    one, other = Cappy.from_pretrained(lora_run / "adapter"), Cappy.from_pretrained(full_run / "model")
+    assert verify(one.scorer, one, pairs) == 0
+    with pytest.raises(RuntimeError, match="the export scores differ"):
+        verify(one.scorer, other, pairs)
+
+
+def test_runs_leave_what_the_contract_names(lora_run: Path, full_run: Path) -> None:
+    common = {"config.yaml", "versions.json", "metrics.json", "report.json", "report.png", "learning_curve.png"}
+    common |= {"calibration.png", "checkpoints", "instances"}
+    for run, export in ((lora_run, "adapter"), (full_run, "model")):
+        assert common | {export} == {path.name for path in run.iterdir() if not path.name.startswith(".")}
+        assert all((run / name).read_bytes().startswith(b"\x89PNG") for name in common if name.endswith(".png"))
+
+
+def test_the_same_command_gives_the_same_metrics_to_the_last_digit(lora_run: Path, tmp_path: Path, cappy: Run) -> None:
+    done = cappy("train", lora_run / "config.yaml", f"run_dir={tmp_path / 'again'}")
+    assert done.returncode == 0, done.stderr
+    for name in ("metrics.json", "report.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (lora_run / name).read_bytes()
+    assert json.loads((lora_run / "metrics.json").read_text())["train/steps"] == 6

@@ -1,0 +1,192 @@
+"""The weak-label rules."""
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cappy_lightning.labeling.rouge import rouge_l
+from cappy_lightning.labeling.weak_labels import (
+    cap_examples,
+    draw_mismatches,
+    in_validation,
+    label_candidates,
+    label_pools,
+)
+from cappy_lightning.records import Candidate, Example, Instance, Pool, normalize
+
+
+def pool(identity: str, truth: Sequence[str], candidates: Sequence[str] = (), **more: Any) -> Pool:
+    settings = {"task": "t", "instruction": f"instruction {identity}"} | more
+    key = "choices" if "label" in settings else "references"
+    example = Example(id=identity, **{key: tuple(truth)}, **settings)
+    return Pool(example, tuple(Candidate(text, "sampling") for text in candidates))
+
+
+def labels(instances: Sequence[Instance]) -> list[tuple[str, float, str]]:
+    return [(i.response, i.score, i.origin) for i in instances]
+
+
+def label(pools: Sequence[Pool], mismatches: int = 0, seed: int = 0) -> list[Instance]:
+    return list(label_pools(pools, mismatches=mismatches, seed=seed))
+
+
+MANY = [pool(str(n), [f"answer {n}", f"reply {n}"], [f"answer {n + 1}", "none"]) for n in range(40)]
+
+
+def test_every_reference_is_gold_and_every_candidate_has_its_best_rouge_l() -> None:
+    found = label([pool("1", ["a b", "c d"], ["a", "c d e f", "x"])])
+    assert labels(found) == [
+        ("a b", 1.0, "gold"),
+        ("c d", 1.0, "gold"),
+        ("a", 2 / 3, "sampled"),  # P = 1, R = 1/2
+        ("c d e f", 2 / 3, "sampled"),  # P = 1/2, R = 1
+        ("x", 0.0, "sampled"),
+    ]
+    assert {(i.instruction, i.task, i.example_id) for i in found} == {("instruction 1", "t", "1")}
+
+
+def test_the_right_choice_is_gold_and_the_others_are_wrong_whatever_the_candidates() -> None:
+    found = label([pool("1", ["x", "y", "z"], ["y", "w"], label=1)], mismatches=3)
+    assert labels(found) == [("y", 1.0, "gold"), ("x", 0.0, "wrong_choice"), ("z", 0.0, "wrong_choice")]
+
+
+def test_gold_beats_sampled_for_the_same_pair() -> None:
+    found = labels(label([pool("1", ["東京"], ["東京", "京都"])]))  # no token: Rouge-L alone would say 0
+    assert found == [("東京", 1.0, "gold"), ("京都", 0.0, "sampled")]
+
+
+def test_gold_beats_wrong_choice_for_the_same_pair() -> None:
+    assert labels(label([pool("1", ["x", "x", "y"], label=1)])) == [("x", 1.0, "gold"), ("y", 0.0, "wrong_choice")]
+
+
+def test_sampled_beats_mismatch_for_the_same_pair() -> None:
+    found = label([pool("1", ["a b c"], ["a x"]), pool("2", ["a x"])], mismatches=1)
+    assert [i.origin for i in found if (i.example_id, i.response) == ("1", "a x")] == ["sampled"]
+
+
+def test_no_pair_of_an_example_stands_twice() -> None:
+    found = label([*MANY, pool("r", ["a", "a", "b"], ["b", "c", "c", "a"])], mismatches=5)
+    pairs = [(i.example_id, i.response) for i in found]
+    assert len(pairs) == len(set(pairs))
+    assert all(0 <= i.score <= 1 for i in found)
+
+
+def test_no_pair_has_two_scores_even_where_examples_share_an_instruction() -> None:
+    found = label([pool(n, [n], instruction="the same") for n in "ab"], mismatches=1)
+    pairs = [(i.instruction, i.response) for i in found]
+    assert len(pairs) == len(set(pairs))
+
+
+def test_mismatches_are_references_of_other_examples_of_the_task_and_none_of_its_own() -> None:
+    others = [pool(f"o{n}", [f"other {n}"], task="u") for n in range(10)]
+    alike = [pool(f"a{n}", [text]) for n, text in enumerate(("Answer 1!", "REPLY  1", "answer 1."))]
+    pools = [*MANY, *others, *alike]
+    found = [i for i in label(pools, mismatches=3) if i.origin == "mismatch"]
+    assert found
+    for instance in found:
+        (example,) = (
+            p.example for p in pools if (p.example.task, p.example.id) == (instance.task, instance.example_id)
+        )
+        assert instance.score == 0
+        assert normalize(instance.response) not in map(normalize, example.references)
+        assert any(instance.response in p.example.references for p in pools if p.example.task == instance.task)
+
+
+def drawn(example: Example, others: Sequence[Example], count: int) -> list[str]:
+    """Mismatches for an example whose own references alone are right."""
+    return draw_mismatches(example, others, set(map(normalize, example.references)), count, seed=0)
+
+
+@pytest.mark.parametrize("count", [0, 1, 4])
+def test_an_example_gets_as_many_distinct_mismatches_as_asked_for(count: int) -> None:
+    examples = [p.example for p in MANY]
+    for example in examples:
+        found = drawn(example, examples, count)
+        assert len(found) == len({normalize(text) for text in found}) == count
+
+
+def test_where_all_references_are_alike_there_is_no_mismatch() -> None:
+    examples = [pool(str(n), ["Yes", "yes!"]).example for n in range(5)]
+    assert drawn(examples[0], examples, 3) == []
+
+
+def test_what_else_is_right_is_no_mismatch_either() -> None:
+    examples = [pool(text, [text]).example for text in ("a", "B!", "c")]
+    right = {"a", "b"}
+    assert draw_mismatches(examples[0], examples, right, 3, seed=0) == ["c"]
+    assert right == {"a", "b"}
+
+
+def test_an_example_with_choices_neither_gets_nor_gives_mismatches() -> None:
+    examples = [pool("c", ["x", "y"], label=0).example, pool("1", ["a"]).example, pool("2", ["b"]).example]
+    assert drawn(examples[0], examples, 3) == []
+    assert drawn(examples[1], examples, 3) == ["b"]
+
+
+def test_mismatches_depend_on_the_seed_and_not_on_global_randomness() -> None:
+    random.seed(1)
+    one = label(MANY, mismatches=2)
+    random.seed(2)
+    assert label(MANY, mismatches=2) == one != label(MANY, mismatches=2, seed=1)
+
+
+def test_validation_holds_every_distinct_candidate_and_nothing_else() -> None:
+    pools = [pool("first", ["a b", "not proposed"], ["a", "a b", "A B", "a", "x"]), *MANY]
+    found = list(label_candidates(pools))
+    first = [("a b", 1.0, "gold"), ("a", 2 / 3, "sampled"), ("A B", 1.0, "sampled"), ("x", 0.0, "sampled")]
+    assert labels(found)[:4] == first
+    for one in pools:
+        responses = [i.response for i in found if i.example_id == one.example.id]
+        assert sorted(responses) == sorted({c.response for c in one.candidates})
+
+
+def test_validation_of_choices_scores_the_choices_that_are_candidates() -> None:
+    found = list(label_candidates([pool("1", ["x", "y", "z"], ["z", "y"], label=1)]))
+    assert labels(found) == [("y", 1.0, "gold"), ("z", 0.0, "wrong_choice")]
+
+
+def test_every_sampled_score_is_the_best_rouge_l() -> None:
+    for instance in label(MANY):
+        if instance.origin == "sampled":
+            (one,) = (p for p in MANY if p.example.id == instance.example_id)
+            assert instance.score == rouge_l(one.example.references, instance.response)
+
+
+@pytest.mark.parametrize(("most", "kept"), [(None, 40), (100, 40), (40, 40), (39, 39), (1, 1)])
+def test_a_cap_keeps_so_many_in_their_order(most: int | None, kept: int) -> None:
+    found = cap_examples(iter(MANY), most, seed=3)
+    assert len(found) == kept
+    assert found == [p for p in MANY if p in found]
+
+
+def test_which_ones_a_cap_keeps_is_drawn_by_the_seed() -> None:
+    assert cap_examples(MANY, 10, 1) == cap_examples(MANY, 10, 1) != cap_examples(MANY, 10, 2)
+
+
+@settings(deadline=None)
+@given(st.text(), st.text(), st.integers(), st.floats(0, 1), st.floats(0, 1))
+def test_a_greater_fraction_only_adds_to_validation(
+    identity: str, task: str, seed: int, one: float, other: float
+) -> None:
+    small, great = sorted((one, other))
+    assert in_validation(identity, task, great, seed) or not in_validation(identity, task, small, seed)
+    assert not in_validation(identity, task, 0, seed)
+    assert in_validation(identity, task, 1, seed)
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.5])
+def test_the_share_in_validation_is_near_the_fraction(fraction: float) -> None:
+    for seed, task in ((0, "t"), (1, "t"), (0, "u")):
+        share = sum(in_validation(str(n), task, fraction, seed) for n in range(4000)) / 4000
+        assert abs(share - fraction) < 0.03  # over 3 standard deviations
+
+
+def test_the_split_depends_on_the_seed_and_the_task() -> None:
+    sides = [
+        [in_validation(str(n), task, 0.5, seed) for n in range(64)] for seed, task in ((0, "t"), (1, "t"), (0, "u"))
+    ]
+    assert sides[0] != sides[1] != sides[2] != sides[0]

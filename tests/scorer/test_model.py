@@ -1,0 +1,157 @@
+"""Building scorers: architectures, heads, activations and refusals."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+from cappy_lightning import Cappy
+from cappy_lightning.config import FinetuneConfig, ScorerConfig
+from cappy_lightning.errors import InputError
+from cappy_lightning.scorer.adapter import add_lora, save_adapter
+from cappy_lightning.scorer.model import build_scorer, head_names, in_head, resolve_base
+
+#: Small random models of every supported architecture, with the embedded tokenizer.
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "vocab_size": 30522,
+}
+ARCHITECTURES = {
+    "roberta": {"max_position_embeddings": 130, "type_vocab_size": 1},
+    "xlm-roberta": {"max_position_embeddings": 130, "type_vocab_size": 1},
+    "bert": {"max_position_embeddings": 128},
+    "deberta": {"max_position_embeddings": 128, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
+    "deberta-v2": {"max_position_embeddings": 128, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
+    "modernbert": {"max_position_embeddings": 128},
+}
+PAIRS = [("what is this " * n, "an answer " * (n % 3 + 1)) for n in range(1, 12)]
+
+
+def settings(model_type: str, **changes: object) -> ScorerConfig:
+    config = {"model_type": model_type, **SMALL, **ARCHITECTURES[model_type]}
+    values = {"base": model_type, "random_weights": True, "config": config, "tokenizer": "embedded", "max_length": 64}
+    return ScorerConfig(**{**values, **changes})
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_the_head_is_every_parameter_outside_the_encoder(model_type: str) -> None:
+    scorer = build_scorer(settings(model_type))
+    names = [name for name, _ in scorer.model.named_parameters()]
+    head = {name for name in names if in_head(name, head_names(model_type))}
+    encoder = {name for name in names if name.startswith(f"{scorer.model.base_model_prefix}.")}
+    assert set(names) == head | encoder
+    assert {name for name in head & encoder if ".pooler." not in name} == set()
+    assert len(head) < len(names) / 2
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_an_adapter_trains_the_head_whole_and_survives_a_reload(model_type: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    base = Cappy(build_scorer(settings(model_type)))
+    base.save_pretrained(tmp_path / "base")
+    scorer = build_scorer(ScorerConfig(base=str(tmp_path / "base"), max_length=64))
+    stored = add_lora(scorer, FinetuneConfig(mode="lora", lora_rank=4))
+    trained = [name for name, p in scorer.model.named_parameters() if p.requires_grad]
+    heads = head_names(model_type)
+    assert not any("lora" in name and in_head(name, heads) for name in trained)
+    whole = {name for name, _ in base.scorer.model.named_parameters() if in_head(name, heads)}
+    assert len([name for name in trained if "lora" not in name]) == len(whole)
+    with torch.no_grad():
+        for name, parameter in scorer.model.named_parameters():
+            if name in trained:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    save_adapter(scorer, stored, tmp_path / "adapter")
+    loaded = Cappy.from_pretrained(tmp_path / "adapter")
+    assert np.abs(loaded.score(PAIRS) - Cappy(scorer).score(PAIRS)).max() <= 1e-5
+    assert np.abs(loaded.score(PAIRS) - base.score(PAIRS)).max() > 1e-3
+    loaded.save_pretrained(tmp_path / "merged")
+    assert np.abs(Cappy.from_pretrained(tmp_path / "merged").score(PAIRS) - loaded.score(PAIRS)).max() <= 1e-5
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_scores_do_not_depend_on_the_batch(model_type: str) -> None:
+    cappy = Cappy(build_scorer(settings(model_type)))
+    together = cappy.logits(PAIRS)
+    alone = np.concatenate([cappy.logits([pair]) for pair in PAIRS])
+    assert np.abs(together - alone).max() <= 1e-5
+
+
+def save_plain(directory: Path, **changes: object) -> Path:
+    """A one-logit checkpoint as another library would leave it: nothing says how to read the logit."""
+    config = AutoConfig.for_model("bert", **SMALL, max_position_embeddings=128, num_labels=1, **changes)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(directory)
+    AutoTokenizer.from_pretrained(resolve_base("embedded")).save_pretrained(directory)
+    return directory
+
+
+def test_a_checkpoint_that_does_not_say_its_activation_must_be_told(tmp_path: Path) -> None:
+    path = save_plain(tmp_path)
+    with pytest.raises(InputError, match=r"scorer.activation: .* does not say how its logit is to be read"):
+        Cappy.from_pretrained(path, max_length=64)
+    linear = Cappy.from_pretrained(path, max_length=64, activation="identity")
+    logits = linear.logits(PAIRS)
+    assert (linear.score(PAIRS) == np.clip(logits, 0, 1)).all()
+    sigmoid = Cappy.from_pretrained(path, max_length=64, activation="sigmoid")
+    assert np.allclose(sigmoid.score(PAIRS), 1 / (1 + np.exp(-logits)), atol=1e-6)
+
+
+def test_the_saved_scorer_remembers_activation_and_encoding(tmp_path: Path) -> None:
+    linear = Cappy.from_pretrained(save_plain(tmp_path / "plain"), max_length=40, activation="identity")
+    linear.save_pretrained(tmp_path / "saved")
+    loaded = Cappy.from_pretrained(tmp_path / "saved")
+    assert loaded.scorer.encoding_settings() == linear.scorer.encoding_settings()
+    assert loaded.scorer.activation == "identity"
+    assert (loaded.logits(PAIRS) == linear.logits(PAIRS)).all()
+
+
+def test_a_bare_encoder_has_no_scores() -> None:
+    with pytest.raises(InputError, match="embedded: has no trained head"):
+        Cappy.from_pretrained("embedded")
+
+
+def test_an_unsupported_architecture_is_named(tmp_path: Path) -> None:
+    config = AutoConfig.for_model(
+        "electra", hidden_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=30522
+    )
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(resolve_base("embedded")).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="is of the architecture 'electra', expected one of bert, deberta"):
+        build_scorer(ScorerConfig(base=str(tmp_path), max_length=64))
+
+
+def test_a_maximum_length_beyond_the_positions_is_refused() -> None:
+    # 130 positions, of which RoBERTa's begin behind the padding index (0 with this tokenizer).
+    assert build_scorer(settings("roberta", max_length=129)).encoder.max_length == 129
+    with pytest.raises(InputError, match=r"scorer.max_length: is 130, expected at most 129"):
+        build_scorer(settings("roberta", max_length=130))
+
+
+def test_the_embedded_tokenizer_does_not_truncate_or_pad_by_itself() -> None:
+    scorer = build_scorer(ScorerConfig(max_length=512))
+    (short,), (long,) = scorer.encoder.encode(["a"], ["b"]), scorer.encoder.encode(["a " * 300], ["b"])
+    assert len(short.ids) == 5
+    assert len(long.ids) == 304
+
+
+def test_select_and_rank_agree_and_ties_keep_their_order(lora_run: Path) -> None:
+    cappy = Cappy.from_pretrained(lora_run / "adapter")
+    responses = ["thank you: rug", "late delivery: rug", "thank you: rug", "cancel order: rug"]
+    selection, ranking = (
+        cappy.select("Message: where is my rug?\nSubject:", responses),
+        cappy.rank("Message: where is my rug?\nSubject:", responses),
+    )
+    assert (selection.index, selection.response, selection.score) == (
+        ranking[0].index,
+        ranking[0].response,
+        ranking[0].score,
+    )
+    assert sorted(r.index for r in ranking) == [0, 1, 2, 3]
+    assert [r.index for r in ranking if r.response == "thank you: rug"] == [0, 2]
+    assert [r.score for r in ranking] == sorted((r.score for r in ranking), reverse=True)
+    with pytest.raises(InputError, match="responses: are empty"):
+        cappy.select("x", [])

@@ -1,0 +1,111 @@
+"""Examples and pools from JSON Lines files."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cappy_lightning.errors import InputError
+from cappy_lightning.records import Example, Pool
+from cappy_lightning.sources.jsonl import read_examples, read_labelled_pools, read_pools, tasks_of
+
+EXAMPLE = {"task": "t", "id": "1", "instruction": "i", "references": ["a"]}
+POOL = EXAMPLE | {"candidates": [{"response": "a"}]}
+QUICKSTART = Path(__file__).parents[2] / "data" / "quickstart" / "examples.jsonl"
+
+READERS = [
+    pytest.param(read_examples, EXAMPLE, id="examples"),
+    pytest.param(read_labelled_pools, POOL, id="labelled pools"),
+]
+
+
+def write(path: Path, *rows: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize(("read", "row"), READERS)
+def test_rows_come_in_the_order_of_the_file(tmp_path: Path, read: Callable[[Path], Any], row: dict[str, Any]) -> None:
+    rows = [row | {"id": name} for name in "cab"]
+    make = Pool if "candidates" in row else Example
+    assert read(write(tmp_path / "f.jsonl", *rows)) == [make.from_row(one, "w") for one in rows]
+
+
+@pytest.mark.parametrize(("read", "row"), READERS)
+@pytest.mark.parametrize("same", ["1", 1])
+def test_an_id_that_stands_twice_is_refused_by_both_places(
+    tmp_path: Path, read: Callable[[Path], Any], row: dict[str, Any], same: object
+) -> None:
+    path = write(tmp_path / "f.jsonl", row, row | {"id": "2"}, row | {"id": same, "instruction": "other"})
+    with pytest.raises(InputError) as error:
+        read(path)
+    assert str(error.value) == f"{path}:3: id '1' of task 't' stands already at {path}:1"
+
+
+@pytest.mark.parametrize(("read", "row"), READERS)
+def test_the_same_content_without_an_id_stands_twice(
+    tmp_path: Path, read: Callable[[Path], Any], row: dict[str, Any]
+) -> None:
+    row = {key: value for key, value in row.items() if key != "id"}
+    path = write(tmp_path / "f.jsonl", row, row)
+    with pytest.raises(InputError, match=r"f\.jsonl:2: id '[0-9a-f]{16}' of task 't' stands already at .*f\.jsonl:1$"):
+        read(path)
+
+
+@pytest.mark.parametrize(("read", "row"), READERS)
+def test_tasks_may_share_ids(tmp_path: Path, read: Callable[[Path], Any], row: dict[str, Any]) -> None:
+    assert len(read(write(tmp_path / "f.jsonl", row, row | {"task": "u"}))) == 2
+
+
+@pytest.mark.parametrize("read", [read_examples, read_labelled_pools, lambda path: list(read_pools(path))])
+def test_a_bad_row_is_refused_by_file_and_line(tmp_path: Path, read: Callable[[Path], Any]) -> None:
+    path = write(tmp_path / "f.jsonl", POOL, {"task": "t"})
+    with pytest.raises(InputError) as error:
+        read(path)
+    assert str(error.value) == f"{path}:2: field 'instruction' is missing, expected a text"
+
+
+def test_a_bad_candidate_is_refused_by_file_line_and_place(tmp_path: Path) -> None:
+    path = write(tmp_path / "f.jsonl", POOL | {"candidates": [{"response": "a"}, {"response": 3}]})
+    with pytest.raises(InputError) as error:
+        read_labelled_pools(path)
+    assert str(error.value) == f"{path}:1: candidates[1]: field 'response' is int, expected a text"
+
+
+def test_pools_to_select_from_need_no_truth_and_no_ids_of_their_own(tmp_path: Path) -> None:
+    row = {key: value for key, value in POOL.items() if key != "references"}
+    path = write(tmp_path / "f.jsonl", row, row, POOL)
+    assert [pool.example.references for pool in read_pools(path, labelled=False)] == [(), (), ("a",)]
+    with pytest.raises(InputError, match=r"f\.jsonl:1: expected either 'references' or 'choices' with 'label'$"):
+        list(read_pools(path))
+
+
+def test_pools_are_read_one_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "f.jsonl"
+    path.write_text(json.dumps(POOL) + "\nnot JSON\n")
+    pools = read_pools(path)
+    assert next(pools).example.id == "1"
+    with pytest.raises(InputError):
+        next(pools)
+
+
+@pytest.mark.parametrize("read", [read_examples, read_labelled_pools, lambda path: list(read_pools(path))])
+def test_a_file_that_is_missing_or_empty_is_refused_by_its_name(tmp_path: Path, read: Callable[[Path], Any]) -> None:
+    path = tmp_path / "f.jsonl"
+    for _ in range(2):
+        with pytest.raises(InputError) as error:
+            read(path)
+        assert str(error.value).startswith(f"{path}: ")
+        path.touch()
+
+
+def test_tasks_come_in_the_order_of_appearance() -> None:
+    assert tasks_of([Example(task, str(n), "i", ("a",)) for n, task in enumerate("bacab")]) == ["b", "a", "c"]
+
+
+def test_the_examples_of_the_quickstart_are_examples() -> None:
+    examples = read_examples(QUICKSTART)
+    assert len(examples) > 500
+    assert {example.split for example in examples} == {"train", "validation"}

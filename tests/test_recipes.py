@@ -1,0 +1,44 @@
+"""Every recipe is built and runs under the overlay `smoke`, on a CPU and without a hub."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Run
+from omegaconf import OmegaConf
+
+from cappy_lightning.config import load_config
+
+RECIPES = sorted(path.name for path in (ROOT / "conf").glob("*.yaml") if "name" in OmegaConf.load(path))
+OVERLAYS = sorted(path.name for path in (ROOT / "conf").glob("*.yaml") if path.name not in RECIPES)
+#: Values that a recipe leaves to the user, and what makes RoBERTa-large small where its size is not the point.
+GIVEN = {
+    "bigbench.yaml": ["data.task=auto_categorization"],
+    "adapt.yaml": ["scorer.config.num_hidden_layers=2"],
+}
+MISSING = {"adapt.yaml": ["data.pool=pool.jsonl"], "pretrain.yaml": ["data.instances=[shards]"]}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_resolves_alone(recipe: str) -> None:
+    config = load_config([str(ROOT / "conf" / recipe), *GIVEN.get(recipe, []), *MISSING.get(recipe, [])])
+    assert "${" not in config.run_dir
+
+
+def test_every_other_file_is_an_overlay_of_known_keys() -> None:
+    assert "smoke.yaml" in OVERLAYS
+    for overlay in OVERLAYS:
+        load_config([str(ROOT / "conf" / "quickstart.yaml"), str(ROOT / "conf" / overlay)])
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_runs_under_smoke(recipe: str, cappy: Run, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    done = cappy("train", f"conf/{recipe}", "conf/smoke.yaml", *GIVEN.get(recipe, []), f"run_dir={run_dir}")
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((run_dir / "metrics.json").read_text())
+    assert metrics["train/steps"] == 2
+    if recipe == "pretrain.yaml":  # RoBERTa-large with its head, as the paper rounds it: 360M
+        assert metrics["parameters"] == 355_360_769
+        assert re.search("355,360,769 parameters", done.stderr)

@@ -1,0 +1,86 @@
+"""Whole runs: from pools, from instances of one's own, on choices, and in two processes."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import QUICKSTART_POOL, SHORT_RUN, Run
+
+from cappy_lightning import Cappy
+from cappy_lightning.data.shards import read_manifest, read_table
+
+ROWS = [json.loads(line) for line in QUICKSTART_POOL.read_text(encoding="utf-8").splitlines()[:40]]
+NO_POOL = ("data.pool=null", "data.max_train=null", "data.max_validation=null")
+
+
+def write(path: Path, rows: list[dict[str, object]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def metrics(run_dir: Path) -> dict[str, float]:
+    return dict(json.loads((run_dir / "metrics.json").read_text()))
+
+
+def test_a_run_from_pools_reads_its_instances_from_its_own_shards(lora_run: Path) -> None:
+    train = read_table([read_manifest(lora_run / "instances" / "train")])
+    validation = read_table([read_manifest(lora_run / "instances" / "validation")])
+    assert set(train["origin"].to_pylist()) == {"gold", "mismatch", "sampled"}
+    assert set(validation["origin"].to_pylist()) <= {"gold", "sampled"}
+    assert len(set(train["example_id"].to_pylist())) == 12
+    assert len(set(validation["example_id"].to_pylist())) == 6
+    assert not set(train["example_id"].to_pylist()) & set(validation["example_id"].to_pylist())
+    report = json.loads((lora_run / "report.json").read_text())
+    expected = {"random", "greedy", "sampling", "temperature_0.7", "nucleus_0.9", "self_score_sum", "self_score_mean"}
+    expected |= {"majority", "mbr", "shortest", "longest", "cappy", "oracle"}
+    assert set(report["average"]["methods"]) == expected
+    assert report["metric"] == "rougeL"
+
+
+def test_instances_with_scores_of_ones_own_are_read_directly(cappy: Run, tmp_path: Path) -> None:
+    rows = [
+        {"instruction": row["instruction"], "response": candidate["response"], "score": n / 12}
+        for row in ROWS
+        for n, candidate in enumerate(row["candidates"][:5])
+    ]
+    own = (*NO_POOL, f"data.instances={write(tmp_path / 'mine.jsonl', rows)}")
+    done = cappy("train", *SHORT_RUN, *own, f"run_dir={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    assert "no validation instances are given: made a split by example" in done.stderr
+    sides = [read_table([read_manifest(tmp_path / "run" / "instances" / name)]) for name in ("train", "validation")]
+    assert sum(side.num_rows for side in sides) == len(rows)
+    assert not set(sides[0]["instruction"].to_pylist()) & set(sides[1]["instruction"].to_pylist())
+    assert set(sides[0]["origin"].to_pylist()) == {"given"}
+    assert "validation/spearman" in metrics(tmp_path / "run")
+    assert not (tmp_path / "run" / "report.json").exists()
+
+
+def test_choices_are_trained_and_reported_as_accuracy(cappy: Run, tmp_path: Path) -> None:
+    topics = sorted({row["references"][0].split(":")[0] for row in ROWS})
+    labels = [topics.index(row["references"][0].split(":")[0]) for row in ROWS]
+    rows = [
+        {"task": "topic", "instruction": row["instruction"], "choices": topics, "label": label}
+        for row, label in zip(ROWS, labels, strict=True)
+    ]
+    own = ("data.pool=null", f"data.examples={write(tmp_path / 'topics.jsonl', rows)}")
+    done = cappy("train", *SHORT_RUN, *own, f"run_dir={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["metric"] == "accuracy"
+    assert report["average"]["methods"]["oracle"]["mean"] == 1
+    assert report["average"]["methods"]["random"]["mean"] == pytest.approx(1 / len(topics))
+    assert "majority" in report["tasks"]["topic"]["skipped"]
+    train = read_table([read_manifest(tmp_path / "run" / "instances" / "train")])
+    assert set(train["origin"].to_pylist()) == {"gold", "wrong_choice"}
+
+
+def test_two_processes_train_and_export_one_adapter(cappy: Run, lora_run: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    done = cappy("train", *SHORT_RUN, "trainer.devices=2", "batch.micro_size=4", f"run_dir={run_dir}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("results:") == 1
+    mine, theirs = metrics(run_dir), metrics(lora_run)
+    assert mine["train/steps"] == theirs["train/steps"] == 6
+    # The same pairs behind every step; only dropout differs, which two processes draw for themselves.
+    assert mine["validation/mse"] == pytest.approx(theirs["validation/mse"], rel=0.2)
+    assert Cappy.from_pretrained(run_dir / "adapter").score([("a", "b")]).shape == (1,)
