@@ -66,9 +66,10 @@ TRAIN = ("train", *SHORT_RUN)
     ],
 )
 def test_a_bad_config_is_refused_in_one_line(
-    cappy: Run, tmp_path: Path, arguments: list[str], expected: list[str]
+    refused: Refused, tmp_path: Path, arguments: list[str], expected: list[str]
 ) -> None:
-    assert_refused(cappy(*TRAIN, f"run_dir={tmp_path}/run", *arguments), *expected)
+    refused([*TRAIN, f"run_dir={tmp_path}/run", *arguments], *expected)
+    assert not (tmp_path / "run" / "config.yaml").exists()  # the corrected command is not refused as another run
 
 
 ROW = {"task": "t", "instruction": "i", "references": ["r"], "candidates": [{"response": "c"}]}

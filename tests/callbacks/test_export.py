@@ -34,7 +34,7 @@ def pairs(pools: list[Pool]) -> Pairs:
 
 
 def plain_logits(model: torch.nn.Module, tokenizer: object, pairs: Pairs) -> np.ndarray:
-    """Logits as a user of transformers would compute them, the instruction giving way on the left."""
+    """Logits as a user of transformers would compute them."""
     found = []
     for instruction, response in pairs:
         inputs = tokenizer(instruction, response, truncation="only_first", max_length=128, return_tensors="pt")  # type: ignore[operator]
@@ -50,7 +50,9 @@ def test_the_adapter_is_small_and_holds_lora_and_head_only(lora_run: Path) -> No
         names = list(tensors.keys())
     assert all("lora_" in name or ".pooler." in name or ".classifier." in name for name in names)
     assert {"base_model.model.classifier.weight", "base_model.model.bert.pooler.dense.weight"} <= set(names)
-    assert sum("lora_A" in name for name in names) == sum("lora_B" in name for name in names) == 6 * 2  # layers, targets
+    assert (
+        sum("lora_A" in name for name in names) == sum("lora_B" in name for name in names) == 6 * 2
+    )  # layers, targets
 
 
 def test_plain_peft_gives_the_same_scores_from_the_adapter(lora_run: Path, pairs: Pairs) -> None:

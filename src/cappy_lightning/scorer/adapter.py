@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    PeftModelForSequenceClassification,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -106,29 +114,35 @@ def load_adapter(scorer: Scorer, directory: Path, name: str) -> None:
         raise InputError(
             directory, f"was trained on other weights than {scorer.base}, expected {settings['base']} unchanged"
         )
+    weights = directory / ADAPTER_WEIGHTS
     try:
-        stored = load_file(directory / ADAPTER_WEIGHTS)
+        stored = load_file(weights)
+        lora = PeftConfig.from_pretrained(str(directory))
         with _quiet():
             if isinstance(model, PeftModel):
-                model.load_adapter(str(directory), adapter_name=name, is_trainable=False)
-                model.set_adapter(name)
+                model.add_adapter(name, lora)
             else:
-                scorer.model = model = PeftModel.from_pretrained(model, str(directory), adapter_name=name)
+                scorer.model = model = PeftModelForSequenceClassification(model, lora, adapter_name=name)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise InputError(directory, f"cannot be loaded ({str(error).strip().splitlines()[0]})") from None
     expected = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     if odd := sorted(set(expected) ^ set(stored)):
         problem = "lacks" if odd[0] in expected else "has an unknown"
-        raise InputError(directory / ADAPTER_WEIGHTS, f"{problem} tensor {odd[0]}")
+        raise InputError(weights, f"{problem} tensor {odd[0]}")
     for key, tensor in stored.items():
+        if tensor.shape != expected[key].shape:
+            shapes = f"{list(tensor.shape)}, expected {list(expected[key].shape)}"
+            raise InputError(weights, f"tensor {key} has the shape {shapes}")
         if not tensor.numel() or not torch.isfinite(tensor).all():
-            raise InputError(directory / ADAPTER_WEIGHTS, f"tensor {key} is empty or not finite")
+            raise InputError(weights, f"tensor {key} is empty or not finite")
+    set_peft_model_state_dict(model, stored, adapter_name=name)
+    model.set_adapter(name)
     model.eval()
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
-        # PEFT uses names that transformers deprecates, and only warns of missing keys, which are errors here.
+        # PEFT uses names that transformers deprecates.
         warnings.simplefilter("ignore")
         yield

@@ -72,10 +72,8 @@ class Cappy:
         keys = ("activation", "max_length", "truncate_instruction")
         settings = {key: stored[0][key] for key in keys if key in stored[0]}
         for directory, other in zip(adapters.values(), stored, strict=False):
-            if any(other.get(key) != settings.get(key) for key in keys):
-                raise InputError(
-                    directory, "encodes pairs otherwise than the first adapter, expected the same settings"
-                )
+            if any(other.get(key) != stored[0].get(key) for key in (*keys, "base_sha256")):
+                raise InputError(directory, "has another base or encoding than the first adapter, expected the same")
         if activation is not None:
             settings["activation"] = activation
         if max_length is not None:
