@@ -8,7 +8,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, BinaryIO, Literal
+from typing import IO, Any, BinaryIO
 
 from cappy_lightning.errors import InputError
 
@@ -78,25 +78,25 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def open_locked(path: Path, mode: Literal["a", "w"], what: str) -> IO[str]:
-    """Open a file for writing that no other live process has open in this way.
+def open_locked(path: Path, where: Path, what: str) -> IO[str]:
+    """Open a lock file that no other live process has open in this way, for work on `where`, a `what`.
 
     The lock is the operating system's (POSIX `lockf`): it goes with the process, however that ends, and
     processes forked from it do not hold it. It is also lost when the process opens and closes the same
     file once more, so a file of its own serves best.
 
     Raises:
-        InputError: another process holds it (`what` names what it is at work on), or it cannot be written.
+        InputError: another process holds it, or it cannot be written.
     """
     try:
-        stream = open(path, mode, encoding="utf-8")
+        stream = open(path, "w", encoding="utf-8")
     except OSError as error:
-        raise InputError(path, f"cannot be written ({error.strerror})") from None
+        raise InputError(where, f"the {what} cannot be written ({error.strerror})") from None
     try:
         fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         stream.close()
-        raise InputError(path, f"another process is at work on this {what}, expected one of its own") from None
+        raise InputError(where, f"another process is at work on this {what}, expected one of its own") from None
     return stream
 
 

@@ -63,7 +63,7 @@ class RunDir:
         self._lock: IO[str] | None = None
         if rank() == 0:
             make_dir(self.path)
-            self._lock = open_locked(self.path / ".lock", "w", "run directory")
+            self._lock = open_locked(self.path / ".lock", self.path, "run directory")
             try:
                 self._compare()
             except InputError:

@@ -59,6 +59,11 @@ def _fit(config: Config, run: RunDir) -> int:
     pl.seed_everything(config.seed, workers=True, verbose=False)
     scorer = build_scorer(config.scorer)
     total = sum(p.numel() for p in scorer.model.parameters())
+    if config.scorer.random_weights and config.finetune.mode == "lora":
+        # An adapter names its base, and nobody else has this one.
+        scorer.base = str(run.path / "base")
+        if rank() == 0:
+            Cappy(scorer).save_pretrained(scorer.base)
     settings = add_lora(scorer, config.finetune) if config.finetune.mode == "lora" else {}
     trained = sum(p.numel() for p in scorer.model.parameters() if p.requires_grad)
     if rank() == 0:

@@ -98,7 +98,7 @@ def test_a_partial_recording_with_other_settings_is_not_mixed(tmp_path: Path) ->
 
 def test_a_second_process_does_not_write_into_the_same_recording(tmp_path: Path) -> None:
     hold = "import sys, time; from pathlib import Path; from cappy_lightning.files import open_locked\n"
-    hold += "lock = open_locked(Path(sys.argv[1]), 'w', 'recording'); print('held', flush=True); time.sleep(60)"
+    hold += "lock = open_locked(Path(sys.argv[1]), Path('x'), 'recording'); print('held', flush=True); time.sleep(60)"
     command = [sys.executable, "-c", hold, str(tmp_path / ".pool.jsonl.lock")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -92,7 +92,7 @@ def record_pools(examples: Sequence[Example], config: BackboneConfig, out: Path)
     make_dir(out.parent)
     partial = out.with_name(out.name + ".partial")
     lock = out.with_name(f".{out.name}.lock")
-    with open_locked(lock, "w", "recording"), open(partial, "a", encoding="utf-8") as stream:
+    with open_locked(lock, out, "recording"), open(partial, "a", encoding="utf-8") as stream:
         done = _read_partial(partial, made)
         missing = [e for e in examples if (e.task, e.id) not in done]
         if done and missing:
