@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cappy_lightning.files import atomic_path, write_json
+from cappy_lightning.run_dir import METRICS
 from cappy_lightning.scorer.module import CappyModule
 from cappy_lightning.selection.baselines import ORACLE
 
-METRICS, REPORT = "metrics.json", "report.json"
+REPORT = "report.json"
 
 Floats = NDArray[np.float64]
 

@@ -31,7 +31,7 @@ def test_an_error_leaves_the_old_one_untouched(tmp_path: Path, error: type[BaseE
     path = tmp_path / "out"
     fill(path, "old", directory)
     before = content(tmp_path)
-    with pytest.raises(error), atomic_path(path) as scratch:  # noqa: PT012
+    with pytest.raises(error), atomic_path(path) as scratch:  # noqa: PT012  # the block is what must fail
         fill(scratch, "half", directory)
         raise error("w", "p")
     assert content(tmp_path) == before
@@ -39,7 +39,7 @@ def test_an_error_leaves_the_old_one_untouched(tmp_path: Path, error: type[BaseE
 
 @pytest.mark.parametrize("directory", [False, True])
 def test_an_error_leaves_nothing_where_nothing_was(tmp_path: Path, directory: bool) -> None:
-    with pytest.raises(ValueError, match="boom"), atomic_path(tmp_path / "out") as scratch:  # noqa: PT012
+    with pytest.raises(ValueError, match="boom"), atomic_path(tmp_path / "out") as scratch:  # noqa: PT012  # the block is what must fail
         fill(scratch, "half", directory)
         raise ValueError("boom")
     assert list(tmp_path.iterdir()) == []

@@ -43,7 +43,7 @@ def _first_rank(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def config(path: Path, **changes: object) -> Config:
-    made = Config(run_dir=str(path), **changes)  # type: ignore[arg-type]
+    made = Config(run_dir=str(path), **changes)
     made.data.pool = "pool.jsonl"
     return made
 

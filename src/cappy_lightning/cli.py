@@ -10,7 +10,7 @@ from typing import TextIO
 
 from cappy_lightning.config import BackboneConfig, Config, describe_keys, load_config
 from cappy_lightning.errors import InputError
-from cappy_lightning.files import make_dir, read_jsonl, replace, to_line
+from cappy_lightning.files import atomic_path, read_jsonl, to_line
 
 
 def entry() -> None:
@@ -181,13 +181,8 @@ def _output(path: str) -> Iterator[TextIO]:
         yield sys.stdout
         return
     out = Path(path)
-    make_dir(out.parent)
-    partial = out.with_name(f".{out.name}.partial")
     try:
-        with open(partial, "w", encoding="utf-8") as stream:
+        with atomic_path(out) as scratch, open(scratch, "w", encoding="utf-8") as stream:
             yield stream
-        replace(partial, out)
     except OSError as error:
         raise InputError(out, f"cannot be written ({error.strerror})") from None
-    finally:
-        partial.unlink(missing_ok=True)

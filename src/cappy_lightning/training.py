@@ -15,13 +15,13 @@ from lightning.pytorch.trainer import Trainer
 from rich.console import Console
 
 from cappy_lightning.callbacks import AdapterExport, ModelExport, Results, RunCheckpoint, StepProgress, Stopped
-from cappy_lightning.callbacks.results import METRICS, REPORT
+from cappy_lightning.callbacks.results import REPORT
 from cappy_lightning.config import Config
 from cappy_lightning.data.datamodule import CappyDataModule
 from cappy_lightning.errors import InputError
 from cappy_lightning.preparation import Prepared, prepare
 from cappy_lightning.progress import say
-from cappy_lightning.run_dir import RunDir, rank
+from cappy_lightning.run_dir import METRICS, RunDir, rank
 from cappy_lightning.scorer.adapter import add_lora
 from cappy_lightning.scorer.cappy import Cappy, Pair
 from cappy_lightning.scorer.model import Scorer, build_scorer

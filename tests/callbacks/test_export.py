@@ -37,7 +37,7 @@ def plain_logits(model: torch.nn.Module, tokenizer: object, pairs: Pairs) -> np.
     """Logits as a user of transformers would compute them."""
     found = []
     for instruction, response in pairs:
-        inputs = tokenizer(instruction, response, truncation="only_first", max_length=128, return_tensors="pt")  # type: ignore[operator]
+        inputs = tokenizer(instruction, response, truncation="only_first", max_length=128, return_tensors="pt")
         with torch.inference_mode():
             found.append(float(model(**inputs).logits[0, 0]))
     return np.array(found)

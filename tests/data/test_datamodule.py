@@ -92,7 +92,7 @@ class FakeTrainer:
 def gradient(data: _Instances, scorer: Scorer, micro: int, step: int) -> torch.Tensor:
     """The head's gradient of one step, accumulated as Lightning does."""
     module = CappyModule(scorer, OptimizerConfig(), 4)
-    module._trainer = FakeTrainer(16 // micro)  # type: ignore[assignment]
+    module._trainer = FakeTrainer(16 // micro)
     scorer.model.eval().zero_grad()
     for number, batch in enumerate(stream(data, scorer, micro=micro, steps=range(step, step + 1))):
         (module.training_step(batch, number) / (16 // micro)).backward()

@@ -10,7 +10,7 @@ from cappy_lightning.sources import bigbench
 from cappy_lightning.sources.bigbench import bigbench_examples
 
 
-def examples_or_skip(task: str) -> list:  # type: ignore[type-arg]
+def examples_or_skip(task: str) -> list:
     try:
         return bigbench_examples(task)
     except InputError as error:
