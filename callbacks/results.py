@@ -38,11 +38,6 @@ class Results(pl.Callback):
         self._loss = 0.0
         self._last_validation: tuple[Tensor, Tensor] | None = None
 
-    def validated_at(self, step: int) -> bool:
-        """Whether the pairs of a validation round at this step are at hand."""
-        steps = [points[-1][0] for points in self.validations.values()]
-        return self._last_validation is not None and bool(steps) and steps[0] == step
-
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -58,10 +53,15 @@ class Results(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note the metrics of a validation round, and the pairs behind them."""
         assert isinstance(pl_module, CappyModule)
-        self._last_validation = pl_module.last_validation
-        for name, value in trainer.callback_metrics.items():
-            if name.startswith("validation/"):
-                self.validations.setdefault(name, []).append((trainer.global_step, float(value)))
+        assert pl_module.last_validation is not None
+        values = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("validation/")}
+        self.add_validation(trainer.global_step, values, *pl_module.last_validation)
+
+    def add_validation(self, step: int, values: dict[str, float], scores: Tensor, targets: Tensor) -> None:
+        """Note a validation round: its metrics, named `validation/...`, and scores and true scores, [pairs]."""
+        self._last_validation = scores, targets
+        for name, value in values.items():
+            self.validations.setdefault(name, []).append((step, value))
 
     def state_dict(self) -> dict[str, Any]:
         """The curve so far."""

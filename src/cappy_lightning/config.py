@@ -44,6 +44,7 @@ class ScorerConfig:
     )
     max_length: int = key(256, "Most tokens of a pair, special tokens included")
     truncate_instruction: str = key("left", "Which end of a long instruction gives way: left or right")
+    dropout: float | None = key(None, "Dropout everywhere in the model while it is trained; null: as its config says")
 
 
 @dataclass
@@ -123,7 +124,7 @@ class TrainerConfig:
 
     epochs: float = key(1.0, "Passes over the training instances")
     max_steps: int | None = key(None, "Optimizer steps instead of `epochs`")
-    validations: int = key(4, "Validation rounds over the whole training, evenly spread, the last at its end")
+    validations: int = key(4, "Validation rounds, evenly spread, the last one after the training")
     checkpoint_every: int = key(200, "Optimizer steps between checkpoints")
     accelerator: str = key("auto", "Lightning accelerator: auto, cpu, gpu")
     devices: int = key(1, "Processes (GPUs) per node")
@@ -270,6 +271,7 @@ def check_config(config: Config) -> None:
     expect(scorer.activation in (None, "sigmoid", "identity"), "scorer.activation", "sigmoid, identity or null")
     expect(scorer.truncate_instruction in ("left", "right"), "scorer.truncate_instruction", "left or right")
     expect(scorer.max_length >= 8, "scorer.max_length", "at least 8 tokens")
+    expect(scorer.dropout is None or 0 <= scorer.dropout < 1, "scorer.dropout", "a share from 0 to below 1, or null")
     expect(finetune.mode in ("full", "lora"), "finetune.mode", "full or lora")
     expect(finetune.lora_rank >= 1, "finetune.lora_rank", "at least 1")
     expect(finetune.lora_alpha >= 1, "finetune.lora_alpha", "at least 1")

@@ -23,10 +23,11 @@ from cappy_lightning.preparation import Prepared, prepare
 from cappy_lightning.progress import say
 from cappy_lightning.run_dir import METRICS, RunDir, rank
 from cappy_lightning.scorer.adapter import add_lora
-from cappy_lightning.scorer.cappy import Cappy, Pair
+from cappy_lightning.scorer.cappy import Cappy
+from cappy_lightning.scorer.metrics import ValidationMetrics
 from cappy_lightning.scorer.model import Scorer, build_scorer
 from cappy_lightning.scorer.module import CappyModule
-from cappy_lightning.selection.engine import select_from_pools
+from cappy_lightning.selection.engine import select_by_logits
 from cappy_lightning.selection.report import make_report, print_report
 
 #: Pairs on which an export is compared with what was trained.
@@ -81,8 +82,8 @@ def _fit(config: Config, run: RunDir) -> int:
     steps = config.trainer.max_steps or max(1, round(config.trainer.epochs * datamodule.steps_per_epoch))
     datamodule.total_steps = steps
     checkpoints = run.path / "checkpoints"
-    validate_every = max(1, -(-steps // config.trainer.validations))
-    facts = {"parameters": total, "parameters_trained": trained}
+    # One step more than an even share: the last round is not the trainer's, but comes after the export.
+    validate_every = steps // config.trainer.validations + 1
     results = Results(run.path)
     trainer = _trainer(config, steps, validate_every, [
         StepProgress(steps, config.batch.global_size),
@@ -97,15 +98,15 @@ def _fit(config: Config, run: RunDir) -> int:
     module = CappyModule(scorer, config.optimizer, steps)
     try:
         trainer.fit(module, datamodule=datamodule, ckpt_path=latest, weights_only=True)
-        if not results.validated_at(steps):
+        if not data.validation_pools:
             trainer.validate(module, datamodule=datamodule, verbose=False)
     except Stopped as stopped:
         return int(stopped.signal)
     except SystemExit:  # what Lightning makes of Ctrl-C outside the training loop
         raise KeyboardInterrupt from None
     if trainer.is_global_zero:
-        facts = {"parameters": total, "parameters_trained": trained}
-        results.write(_evaluate(config, run.path, data), facts)
+        report = _evaluate(config, run.path, data, datamodule, results) if data.validation_pools else None
+        results.write(report, {"parameters": total, "parameters_trained": trained})
     return 0
 
 
@@ -144,12 +145,7 @@ def _trainer(config: Config, steps: int, validate_every: int, callbacks: list[pl
 def _export(
     config: Config, run: Path, scorer: Scorer, datamodule: CappyDataModule, steps: int, settings: dict[str, Any]
 ) -> Any:
-    validation = datamodule.validation
-    count = min(PROBE_PAIRS, len(validation))
-    instructions, responses = (
-        column.slice(0, count).to_pylist() for column in (validation.instruction, validation.response)
-    )
-    probe: list[Pair] = list(zip(instructions, responses, strict=True))
+    probe = datamodule.validation.pairs()[:PROBE_PAIRS]
     if settings:
         return AdapterExport(
             run / "adapter", scorer, probe, steps, settings | {"task": config.data.task or config.name}
@@ -157,12 +153,22 @@ def _export(
     return ModelExport(run / "model", scorer, probe, steps)
 
 
-def _evaluate(config: Config, run: Path, data: Prepared) -> dict[str, Any] | None:
-    """The report on the validation pools, by the exported scorer as a user would load it."""
-    if not data.validation_pools:
-        return None
+def _evaluate(
+    config: Config, run: Path, data: Prepared, datamodule: CappyDataModule, results: Results
+) -> dict[str, Any]:
+    """The last validation round and the report on the pools, by the exported scorer as a user would load it."""
     cappy = Cappy.from_pretrained(run / ("adapter" if config.finetune.mode == "lora" else "model"))
-    selections = list(select_from_pools(cappy, data.validation_pools))
+    validation = datamodule.validation
+    pairs = validation.pairs()
+    say(f"evaluating the exported scorer on {len(pairs)} pairs")
+    logits = cappy.logits(pairs)
+    tensors = torch.from_numpy(logits), torch.from_numpy(cappy.to_scores(logits)), validation.score
+    metrics = ValidationMetrics()
+    metrics.update(*tensors, validation.example)
+    values = {f"validation/{name}": float(value) for name, value in metrics.compute().items()}
+    results.add_validation(datamodule.total_steps, values, *tensors[1:])
+    known = dict(zip(pairs, logits.tolist(), strict=True))
+    selections = [select_by_logits(cappy, pool, known) for pool in data.validation_pools]
     return make_report(data.validation_pools, selections, config.scorer.name)
 
 

@@ -81,6 +81,19 @@ def test_scores_do_not_depend_on_the_batch(model_type: str) -> None:
     assert np.abs(together - alone).max() <= 1e-5
 
 
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_dropout_can_be_set_for_the_whole_model(model_type: str) -> None:
+    def spread(share: float) -> float:
+        scorer = build_scorer(settings(model_type, dropout=share))
+        inputs = scorer.encoder.pad(scorer.encoder.encode(*map(list, zip(*PAIRS, strict=True))))
+        scorer.model.train()
+        with torch.no_grad():
+            return float((scorer.logits(inputs) - scorer.logits(inputs)).abs().max())
+
+    assert spread(0.0) == 0
+    assert spread(0.5) > 0
+
+
 def save_plain(directory: Path, **changes: object) -> Path:
     """A one-logit checkpoint as another library would leave it: nothing says how to read the logit."""
     config = AutoConfig.for_model("bert", **SMALL, max_position_embeddings=128, num_labels=1, **changes)

@@ -37,6 +37,10 @@ class _Instances:
     def __len__(self) -> int:
         return len(self.score)
 
+    def pairs(self) -> list[tuple[str, str]]:
+        """All (instruction, response) in order."""
+        return list(zip(self.instruction.to_pylist(), self.response.to_pylist(), strict=True))
+
     def batch(self, rows: NDArray[np.int64], encoder: PairEncoder) -> Batch:
         """Encode some rows; a row that is `FILL` becomes the first instance with weight 0."""
         real = rows != FILL

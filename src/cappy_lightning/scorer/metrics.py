@@ -2,8 +2,15 @@
 
 from typing import Any
 
-from torch import Tensor
-from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection, PearsonCorrCoef, SpearmanCorrCoef
+from torch import Tensor, nn
+from torchmetrics import (
+    MeanAbsoluteError,
+    MeanSquaredError,
+    Metric,
+    MetricCollection,
+    PearsonCorrCoef,
+    SpearmanCorrCoef,
+)
 from torchmetrics.retrieval.base import RetrievalMetric
 
 
@@ -25,14 +32,28 @@ class BestFirst(RetrievalMetric):
         return (target[preds.argmax()] == target.max()).float()
 
 
-def regression_metrics() -> MetricCollection:
-    """MSE, MAE, Pearson and Spearman of scores against true scores."""
-    return MetricCollection(
-        {
+class ValidationMetrics(nn.Module):
+    """MSE, MAE, Pearson and Spearman of scores against true scores, and `best_first` over examples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        metrics: dict[str, Metric | MetricCollection] = {
             "mse": MeanSquaredError(),
             "mae": MeanAbsoluteError(),
             "pearson": PearsonCorrCoef(),
             "spearman": SpearmanCorrCoef(),
-        },
-        compute_groups=False,
-    )
+        }
+        self.regression = MetricCollection(metrics, compute_groups=False)
+        self.best_first = BestFirst()
+
+    def update(self, logits: Tensor, scores: Tensor, targets: Tensor, examples: Tensor) -> None:
+        """Add pairs, [pairs] each: logits, scores in [0, 1], true scores, and the number of each one's example."""
+        self.regression.update(scores, targets)
+        self.best_first.update(logits, targets, examples)
+
+    def compute(self) -> dict[str, Tensor]:
+        """The values by name, over all ranks; then start anew."""
+        values = {**self.regression.compute(), "best_first": self.best_first.compute()}
+        self.regression.reset()
+        self.best_first.reset()
+        return values

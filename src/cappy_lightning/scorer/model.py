@@ -173,6 +173,8 @@ def build_scorer(config: ScorerConfig, *, new_head: bool = True) -> Scorer:
             hf_config = AutoConfig.from_pretrained(source, revision=config.revision)
         heads = head_names(hf_config.model_type)
         hf_config.num_labels = 1
+        if config.dropout is not None:
+            _set_dropout(hf_config, config.dropout)
         if config.random_weights:
             hf_config.pad_token_id = tokenizer.pad_token_id
             model, missing = AutoModelForSequenceClassification.from_config(hf_config), set(heads)
@@ -216,6 +218,13 @@ def weights_hash(model: nn.Module, heads: tuple[str, ...]) -> str:
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _set_dropout(hf_config: Any, share: float) -> None:
+    """Every dropout of a config, whatever the architecture calls it; None there means: as another one."""
+    for name, value in hf_config.to_dict().items():
+        if "dropout" in name and isinstance(value, int | float) and not isinstance(value, bool):
+            setattr(hf_config, name, share)
 
 
 def _load_weights(source: str | None, hf_config: Any, revision: str | None) -> tuple[nn.Module, dict[str, Any]]:

@@ -9,7 +9,7 @@ from torchmetrics import CatMetric
 from transformers import get_linear_schedule_with_warmup
 
 from cappy_lightning.config import OptimizerConfig
-from cappy_lightning.scorer.metrics import BestFirst, regression_metrics
+from cappy_lightning.scorer.metrics import ValidationMetrics
 from cappy_lightning.scorer.model import Scorer
 
 _NOT_INPUTS = ("score", "weight", "example", "cut", "real")
@@ -33,8 +33,7 @@ class CappyModule(pl.LightningModule):
         self.model = scorer.model  # registered, so that Lightning moves and saves it
         self._frozen = {f"model.{name}" for name, p in self.model.named_parameters() if not p.requires_grad}
         self.strict_loading = not self._frozen  # checkpoints leave frozen weights out
-        self.regression = regression_metrics()
-        self.best_first = BestFirst()
+        self.metrics = ValidationMetrics()
         self.validation_scores, self.validation_targets = CatMetric(), CatMetric()
         #: Scores and true scores of the last validation round, for the calibration plot.
         self.last_validation: tuple[Tensor, Tensor] | None = None
@@ -64,19 +63,18 @@ class CappyModule(pl.LightningModule):
             return
         logits, targets = self(batch)[real], batch["score"][real]
         scores = self.scorer.scores(logits)
-        self.regression.update(scores, targets)
-        self.best_first.update(logits, targets, batch["example"][real])
+        self.metrics.update(logits, scores, targets, batch["example"][real])
         self.validation_scores.update(scores)
         self.validation_targets.update(targets)
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics, gathered over ranks by torchmetrics."""
-        values = self.regression.compute() | {"best_first": self.best_first.compute()}
-        self.log_dict({f"validation/{name}": value for name, value in values.items()}, rank_zero_only=False)
+        values = {f"validation/{name}": value for name, value in self.metrics.compute().items()}
+        self.log_dict(values, rank_zero_only=False)
         scores, targets = self.validation_scores.compute(), self.validation_targets.compute()
         self.last_validation = (torch.as_tensor(scores).cpu(), torch.as_tensor(targets).cpu())
-        for metric in (self.regression, self.best_first, self.validation_scores, self.validation_targets):
-            metric.reset()
+        self.validation_scores.reset()
+        self.validation_targets.reset()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the frozen base out of checkpoints: it is built again from where it came."""
