@@ -1,5 +1,7 @@
 """Shared fixtures: the quickstart's data, small runs, and the command line."""
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
@@ -8,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cappy_lightning.cli import main
 from cappy_lightning.records import Pool
 from cappy_lightning.sources.jsonl import read_labelled_pools
 
@@ -31,10 +34,18 @@ SHORT_RUN = (
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def run_cappy(*arguments: object, cwd: Path = ROOT, **options: object) -> subprocess.CompletedProcess[str]:
+def run_cappy(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run `cappy ...` in the root directory and in this process, which saves ten seconds of imports."""
+    words, out, err = list(map(str, arguments)), io.StringIO(), io.StringIO()
+    with contextlib.chdir(ROOT), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(words)
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
+
+
+def start_cappy(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
     """Run `cappy ...` as a user does, in a process of its own."""
     command = [sys.executable, "-m", "cappy_lightning", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600, check=False, **options)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False, **options)
 
 
 @pytest.fixture(scope="session")

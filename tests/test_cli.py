@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from conftest import QUICKSTART_POOL, ROOT, SHORT_RUN, Run
+from conftest import QUICKSTART_POOL, ROOT, SHORT_RUN, Run, start_cappy
 
 from cappy_lightning.cli import main
 
@@ -117,9 +117,8 @@ def test_an_output_that_cannot_be_written_is_refused_before_any_work(refused: Re
 
 def test_score_reads_standard_input_and_keeps_the_rows(lora_run: Path) -> None:
     rows = [{**PAIR, "note": 1}, {**PAIR, "response": "thank you: kettle"}]
-    command = [sys.executable, "-m", "cappy_lightning", "score", "--scorer", str(lora_run / "adapter")]
     given = "".join(json.dumps(row) + "\n" for row in rows)
-    done = subprocess.run(command, input=given, capture_output=True, text=True, cwd=ROOT, check=True)
+    done = start_cappy("score", "--scorer", lora_run / "adapter", input=given)
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert [{k: row[k] for k in row if k not in ("score", "logit")} for row in found] == rows
     assert all(0 <= row["score"] <= 1 for row in found)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import QUICKSTART_POOL, SHORT_RUN, Run
+from conftest import QUICKSTART_POOL, SHORT_RUN, Run, start_cappy
 
 from cappy_lightning import Cappy
 from cappy_lightning.data.shards import read_manifest, read_table
@@ -74,9 +74,9 @@ def test_choices_are_trained_and_reported_as_accuracy(cappy: Run, tmp_path: Path
     assert set(train["origin"].to_pylist()) == {"gold", "wrong_choice"}
 
 
-def test_two_processes_train_and_export_one_adapter(cappy: Run, lora_run: Path, tmp_path: Path) -> None:
+def test_two_processes_train_and_export_one_adapter(lora_run: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    done = cappy("train", *SHORT_RUN, "trainer.devices=2", "batch.micro_size=4", f"run_dir={run_dir}")
+    done = start_cappy("train", *SHORT_RUN, "trainer.devices=2", "batch.micro_size=4", f"run_dir={run_dir}")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("results:") == 1
     mine, theirs = metrics(run_dir), metrics(lora_run)

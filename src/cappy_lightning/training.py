@@ -163,7 +163,7 @@ def _evaluate(
     say(f"evaluating the exported scorer on {len(pairs)} pairs")
     logits = cappy.logits(pairs)
     tensors = torch.from_numpy(logits), torch.from_numpy(cappy.to_scores(logits)), validation.score
-    metrics = ValidationMetrics()
+    metrics = ValidationMetrics(over_ranks=False)
     metrics.update(*tensors, validation.example)
     values = {f"validation/{name}": float(value) for name, value in metrics.compute().items()}
     results.add_validation(datamodule.total_steps, values, *tensors[1:])

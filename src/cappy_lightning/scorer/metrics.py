@@ -33,18 +33,22 @@ class BestFirst(RetrievalMetric):
 
 
 class ValidationMetrics(nn.Module):
-    """MSE, MAE, Pearson and Spearman of scores against true scores, and `best_first` over examples."""
+    """MSE, MAE, Pearson and Spearman of scores against true scores, and `best_first` over examples.
 
-    def __init__(self) -> None:
+    Args:
+        over_ranks: whether every rank updates and computes; else one process alone.
+    """
+
+    def __init__(self, *, over_ranks: bool = True) -> None:
         super().__init__()
         metrics: dict[str, Metric | MetricCollection] = {
-            "mse": MeanSquaredError(),
-            "mae": MeanAbsoluteError(),
-            "pearson": PearsonCorrCoef(),
-            "spearman": SpearmanCorrCoef(),
+            "mse": MeanSquaredError(sync_on_compute=over_ranks),
+            "mae": MeanAbsoluteError(sync_on_compute=over_ranks),
+            "pearson": PearsonCorrCoef(sync_on_compute=over_ranks),
+            "spearman": SpearmanCorrCoef(sync_on_compute=over_ranks),
         }
         self.regression = MetricCollection(metrics, compute_groups=False)
-        self.best_first = BestFirst()
+        self.best_first = BestFirst(sync_on_compute=over_ranks)
 
     def update(self, logits: Tensor, scores: Tensor, targets: Tensor, examples: Tensor) -> None:
         """Add pairs, [pairs] each: logits, scores in [0, 1], true scores, and the number of each one's example."""
@@ -52,7 +56,7 @@ class ValidationMetrics(nn.Module):
         self.best_first.update(logits, targets, examples)
 
     def compute(self) -> dict[str, Tensor]:
-        """The values by name, over all ranks; then start anew."""
+        """The values by name; then start anew."""
         values = {**self.regression.compute(), "best_first": self.best_first.compute()}
         self.regression.reset()
         self.best_first.reset()

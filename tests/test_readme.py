@@ -1,0 +1,74 @@
+"""What the README and the docs tell people to type works, and what they point to is there."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from cappy_lightning.cli import _parser
+from cappy_lightning.config import all_keys
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "data" / "quickstart" / "README.md"]
+README = PAGES[0].read_text(encoding="utf-8")
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Every `cappy ...` and `python train.py ...` of a page as words, comments and redirections dropped."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    quoted = re.findall(r"`((?:cappy |python train\.py )[^`]+)`", text)
+    typed = re.findall(r"^ *((?:cappy (?!=)|python train\.py )[^#\n]+)", text, flags=re.MULTILINE)
+    found = []
+    for line in quoted + typed:
+        words = [word for word in shlex.split(line.split("<")[0].split(">")[0]) if word != "..."]
+        found.append(["train", *words[2:]] if words[0] == "python" else words[1:])
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        assert "://" in link or (page.parent / link).exists(), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_parse_and_name_known_keys_and_recipes(page: Path) -> None:
+    for words in commands(page):
+        if "--help" in words:
+            continue
+        options, rest = _parser().parse_known_args(words)
+        for word in [*getattr(options, "config", []), *rest]:
+            name, equals, _ = word.partition("=")
+            assert name in all_keys() if equals else (ROOT / word).is_file(), " ".join(words)
+    assert page.name == "architecture.md" or commands(page)
+
+
+def test_every_recipe_and_overlay_is_in_the_table() -> None:
+    assert set(re.findall(r"^\| `(conf/\S+)`", README, flags=re.MULTILINE)) == {
+        str(path.relative_to(ROOT)) for path in (ROOT / "conf").glob("*.yaml")
+    }
+
+
+def test_the_python_example_runs(lora_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall(r"```python\n(.+?)```", README, flags=re.DOTALL)
+    monkeypatch.chdir(ROOT)
+    exec(code.replace("runs/quickstart/adapter", str(lora_run / "adapter")), {})
+
+
+def test_the_readme_shows_the_figures_of_the_results_page() -> None:
+    names = {
+        "a random candidate": "random",
+        "highest log-likelihood": "self_score_sum",
+        "the LLM's greedy answer": "greedy",
+        "minimum Bayes risk": "mbr",
+        "majority vote": "majority",
+        "highest mean log-likelihood": "self_score_mean",
+        "**Cappy**": "cappy",
+        "the best candidate there is (oracle)": "oracle",
+    }
+    results = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (.+?) \| ([\d.]+) \| (.*?) ?\|$", README, flags=re.MULTILINE)
+    assert {name for name, _, _ in rows} == set(names)
+    for name, mean, difference in rows:
+        assert re.search(rf"^\| {names[name]} \| {mean} \| {re.escape(difference)} ?\|$", results, re.MULTILINE), name
