@@ -15,13 +15,13 @@ README = PAGES[0].read_text(encoding="utf-8")
 
 
 def commands(page: Path) -> list[list[str]]:
-    """Every `cappy ...` and `python train.py ...` of a page as words, comments and redirections dropped."""
+    """Every `cappy ...` and `python train.py ...` of a page as words, without comments and redirections."""
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     quoted = re.findall(r"`((?:cappy |python train\.py )[^`]+)`", text)
     typed = re.findall(r"^ *((?:cappy (?!=)|python train\.py )[^#\n]+)", text, flags=re.MULTILINE)
     found = []
     for line in quoted + typed:
-        words = [word for word in shlex.split(line.split("<")[0].split(">")[0]) if word != "..."]
+        words = [word for word in shlex.split(re.sub(r"[<>] ?\S+", "", line)) if word != "..."]
         found.append(["train", *words[2:]] if words[0] == "python" else words[1:])
     return found
 

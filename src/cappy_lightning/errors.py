@@ -10,3 +10,4 @@ class InputError(Exception):
 
     def __init__(self, where: object, problem: str) -> None:
         super().__init__(" ".join(f"{where}: {problem}".split()))
+        self.problem = problem
