@@ -105,7 +105,7 @@ class RunCheckpoint(pl.Callback):
         stop = self._any_rank_asked(trainer)
         if stop or step % self.every == 0 or step >= self.total_steps:
             self._save(trainer, step)
-        if stop and step < self.total_steps:
+        if stop:
             raise Stopped(stop)
 
     def state_dict(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 
+from cappy_lightning.errors import InputError
 from cappy_lightning.files import atomic_path
 from cappy_lightning.progress import say
 from cappy_lightning.scorer.adapter import save_adapter
@@ -30,8 +31,14 @@ class _Export(pl.Callback):
         self.directory, self.scorer, self.probe, self.total_steps = directory, scorer, probe, total_steps
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write, load back, compare; only then the directory appears."""
+        """Write, load back, compare; only then the directory appears.
+
+        Raises:
+            InputError: the training has diverged.
+        """
         if trainer.is_global_zero and trainer.global_step >= self.total_steps:
+            if not np.isfinite(Cappy(self.scorer).score(self.probe)).all():
+                raise InputError("optimizer.learning_rate", "the training diverged, its scores are no numbers")
             with atomic_path(self.directory) as scratch:
                 scratch.mkdir()
                 self.write(scratch)
@@ -85,7 +92,7 @@ def verify(scorer: Scorer, loaded: Cappy, probe: list[Pair], tolerance: float = 
 
 
 def _adapter_card(settings: dict[str, Any]) -> str:
-    task, base = settings.get("task") or "the user's own task", settings["base"]
+    task, base = settings["task"], settings["base"]
     return f"""---
 library_name: peft
 tags: [cappy, text-classification]

@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -33,22 +34,27 @@ class Results(pl.Callback):
         #: (step, training loss) and, by metric, (step, value); kept in checkpoints.
         self.losses: list[tuple[int, float]] = []
         self.validations: dict[str, list[tuple[int, float]]] = {}
-        #: Of this rank's training pairs: how many did not fit, by how many tokens in all, and all of them.
+        #: Of the training pairs: how many did not fit, by how many tokens in all, and all of them.
         self.cut_pairs = self.cut_tokens = self.seen_pairs = 0
-        self._loss = 0.0
+        #: Of this rank and step so far: loss, pairs that were cut, tokens cut, pairs.
+        self._step = torch.zeros(4, dtype=torch.float64)
         self._last_validation: tuple[Tensor, Tensor] | None = None
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Note the loss of every step, which Lightning hands over in shares, one for each forward."""
-        self.cut_pairs += int((batch["cut"] > 0).sum())
-        self.cut_tokens += int(batch["cut"].sum())
-        self.seen_pairs += int(batch["weight"].sum())
-        self._loss += float(outputs["loss"])
+        """Note the loss of every step, which Lightning hands over in shares, one for each forward and rank."""
+        cut, loss = batch["cut"], outputs["loss"].detach()
+        self._step += torch.stack([loss.double(), (cut > 0).sum(), cut.sum(), batch["weight"].sum()]).cpu()
         if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
-            self.losses.append((trainer.global_step, self._loss))
-            self._loss = 0.0
+            total = trainer.strategy.reduce(self._step.float().to(trainer.strategy.root_device), reduce_op="sum")
+            loss, *counts = total.tolist()
+            self.losses.append((trainer.global_step, loss / trainer.world_size))
+            self.cut_pairs, self.cut_tokens, self.seen_pairs = (
+                known + round(new)
+                for known, new in zip((self.cut_pairs, self.cut_tokens, self.seen_pairs), counts, strict=True)
+            )
+            self._step.zero_()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note the metrics of a validation round, and the pairs behind them."""

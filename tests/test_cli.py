@@ -63,6 +63,8 @@ TRAIN = ("train", *SHORT_RUN)
         (["batch.micro_size=5"], ["batch.global_size: is 16, expected a multiple of 5"]),
         (["finetune.lora_targets=nothing"], ["finetune.lora_targets"]),
         (["scorer.name=oracle"], ["scorer.name: is 'oracle'"]),
+        (["seed=4294967296"], ["seed: is 4294967296, expected 0 to 4294967295"]),
+        (["scorer.tokenizer=embedded"], ["scorer.tokenizer: stands beside finetune.mode=lora"]),
     ],
 )
 def test_a_bad_config_is_refused_in_one_line(
@@ -115,8 +117,16 @@ def test_an_output_that_cannot_be_written_is_refused_before_any_work(refused: Re
     refused([*TRAIN, f"run_dir={tmp_path}/file/run"], f"{tmp_path}/file/run", "cannot be written")
 
 
+def test_an_output_that_is_a_directory_is_refused_and_kept(refused: Refused, lora_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "thesis").write_text("precious")
+    pairs = lines(tmp_path / "pairs.jsonl", PAIR)
+    refused(["score", pairs, "--scorer", lora_run / "adapter", "-o", tmp_path / "work"], "work: is a directory")
+    assert (tmp_path / "work" / "thesis").read_text() == "precious"
+
+
 def test_score_reads_standard_input_and_keeps_the_rows(lora_run: Path) -> None:
-    rows = [{**PAIR, "note": 1}, {**PAIR, "response": "thank you: kettle"}]
+    rows = [{**PAIR, "origin": "web"}, {**PAIR, "response": "thank you: kettle"}]
     given = "".join(json.dumps(row) + "\n" for row in rows)
     done = start_cappy("score", "--scorer", lora_run / "adapter", input=given)
     found = [json.loads(line) for line in done.stdout.splitlines()]

@@ -45,9 +45,7 @@ def test_an_error_leaves_nothing_where_nothing_was(tmp_path: Path, directory: bo
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("old", "directory"), [(None, False), (None, True), ("file", False), ("directory", False), ("directory", True)]
-)
+@pytest.mark.parametrize(("old", "directory"), [(None, False), (None, True), ("file", False), ("directory", True)])
 def test_the_new_one_takes_the_place_of_an_old_one(tmp_path: Path, old: str | None, directory: bool) -> None:
     path = tmp_path / "made" / "out"
     if old:
@@ -59,6 +57,18 @@ def test_the_new_one_takes_the_place_of_an_old_one(tmp_path: Path, old: str | No
         assert path.exists() == bool(old)
     assert content(path.parent) == {"out/inside" if directory else "out": "new"}
     assert [file.name for file in path.parent.iterdir()] == ["out"]
+
+
+def test_a_file_does_not_replace_a_directory(tmp_path: Path) -> None:
+    fill(tmp_path / "out", "old", directory=True)
+    with pytest.raises(InputError, match="is a directory"), atomic_path(tmp_path / "out") as scratch:
+        fill(scratch, "new", directory=False)
+    assert content(tmp_path) == {"out/inside": "old"}
+
+
+def test_a_path_without_a_name_is_refused() -> None:
+    with pytest.raises(InputError, match="is the name of no file"), atomic_path(Path()):
+        pass
 
 
 def test_a_link_to_a_directory_is_replaced_and_its_target_kept(tmp_path: Path) -> None:

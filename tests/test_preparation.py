@@ -214,3 +214,15 @@ def test_other_ranks_wait_until_the_first_has_written(tmp_path: Path) -> None:
     assert receiver.recv() == first
     other.join(30)
     assert other.exitcode == 0
+
+
+def test_data_that_changed_since_the_run_began_are_refused(tmp_path: Path) -> None:
+    path, target = tmp_path / "pool.jsonl", tmp_path / "instances"
+    settings = config(pool=write_pools(path, pools(20)))
+    prepare(settings, target)
+    before = read([target / "train", target / "validation"])
+    prepare(settings, target)  # the same again
+    write_pools(path, pools(21))
+    with pytest.raises(InputError, match="the data have changed since this run began"):
+        prepare(settings, target)
+    assert read([target / "train", target / "validation"]) == before

@@ -109,6 +109,7 @@ def test_nothing_is_written_and_another_config_goes_before_the_commit(tmp_path: 
 
 def test_instances_of_an_attempt_that_was_not_committed_are_removed_and_others_kept(tmp_path: Path) -> None:
     instances = tmp_path / "instances" / "train"
+    RunDir(config(tmp_path))
     instances.mkdir(parents=True)
     run = RunDir(config(tmp_path))
     assert not instances.parent.exists()
@@ -243,8 +244,18 @@ def test_the_rank_over_all_nodes_goes_before_the_one_on_its_node(monkeypatch: py
 def test_a_run_is_finished_when_its_results_are_there(tmp_path: Path) -> None:
     run = RunDir(config(tmp_path))
     assert not run.finished
+    run.commit()
     (tmp_path / METRICS).write_text("{}")
     assert run.finished
+
+
+@pytest.mark.parametrize("name", ["instances", "metrics.json", "checkpoints", "thesis.tex"])
+def test_a_directory_with_other_files_is_refused_and_left_as_it_is(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "mine").write_text("precious")
+    assert f"holds other files, such as {name}" in refusal(config(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name / "mine").read_text() == "precious"
 
 
 def test_the_versions_of_what_was_used_are_written(tmp_path: Path) -> None:

@@ -76,11 +76,12 @@ def test_choices_are_trained_and_reported_as_accuracy(cappy: Run, tmp_path: Path
 
 def test_two_processes_train_and_export_one_adapter(lora_run: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    done = start_cappy("train", *SHORT_RUN, "trainer.devices=2", "batch.micro_size=4", f"run_dir={run_dir}")
+    # With this size the last forward of a validation round is all filling on the second rank.
+    two = ("trainer.devices=2", "batch.micro_size=4", "batch.validation_size=9")
+    done = start_cappy("train", *SHORT_RUN, *two, f"run_dir={run_dir}")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("results:") == 1
     mine, theirs = metrics(run_dir), metrics(lora_run)
-    assert mine["train/steps"] == theirs["train/steps"] == 6
-    # The same pairs behind every step; only dropout differs, which two processes draw for themselves.
-    assert mine["validation/mse"] == pytest.approx(theirs["validation/mse"], rel=0.2)
+    assert mine.keys() == theirs.keys()
+    assert mine == pytest.approx(theirs, rel=1e-4)  # the same pairs behind every step, and no dropout
     assert Cappy.from_pretrained(run_dir / "adapter").score([("a", "b")]).shape == (1,)

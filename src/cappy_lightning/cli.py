@@ -11,6 +11,7 @@ from typing import TextIO
 from cappy_lightning.config import BackboneConfig, Config, describe_keys, load_config
 from cappy_lightning.errors import InputError
 from cappy_lightning.files import atomic_path, read_jsonl, to_line
+from cappy_lightning.progress import say
 
 
 def entry() -> None:
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"cappy: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("cappy: interrupted; the same command continues", file=sys.stderr)
+        print("cappy: interrupted; train and generate continue with the same command", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -126,9 +127,11 @@ def _generate(options: argparse.Namespace) -> int:
     if out.exists():
         raise InputError(out, "exists already, expected a new file")
     from cappy_lightning.backbones.generate import record_pools
+    from cappy_lightning.labeling.weak_labels import with_split
     from cappy_lightning.sources.jsonl import read_examples
 
-    record_pools(read_examples(options.examples), config.backbone, out)
+    examples = with_split(read_examples(options.examples), config.data.validation_fraction, config.data.seed)
+    record_pools(examples, config.backbone, out)
     print(out)
     return 0
 
@@ -136,15 +139,14 @@ def _generate(options: argparse.Namespace) -> int:
 def _score(options: argparse.Namespace) -> int:
     from itertools import islice
 
-    from cappy_lightning.records import Instance
+    from cappy_lightning.records import pair_from_row
     from cappy_lightning.scorer.cappy import Cappy
 
     cappy = Cappy.from_pretrained(options.scorer, options.adapter, activation=options.activation)
     rows = read_jsonl(options.input)
     with _output(options.out) as stream:
         while chunk := list(islice(rows, 4096)):
-            pairs = [Instance.from_row({**row, "score": 0}, where) for where, row in chunk]
-            logits = cappy.logits([(pair.instruction, pair.response) for pair in pairs])
+            logits = cappy.logits([pair_from_row(row, where) for where, row in chunk])
             for (_, row), logit, score in zip(chunk, logits.tolist(), cappy.to_scores(logits).tolist(), strict=True):
                 stream.write(to_line({**row, "score": score, "logit": logit}))
     return 0
@@ -170,7 +172,10 @@ def _select(options: argparse.Namespace) -> int:
     if judged:
         from rich.console import Console
 
-        print_report(make_report(judged, selections), Console(stderr=True))
+        try:
+            print_report(make_report(judged, selections), Console(stderr=True))
+        except InputError as error:  # the selections are as good without it
+            say(f"no report: {error}")
     return 0
 
 
@@ -181,6 +186,8 @@ def _output(path: str) -> Iterator[TextIO]:
         yield sys.stdout
         return
     out = Path(path)
+    if out.is_dir():
+        raise InputError(out, "is a directory, expected a file or nothing")
     try:
         with atomic_path(out) as scratch, open(scratch, "w", encoding="utf-8") as stream:
             yield stream

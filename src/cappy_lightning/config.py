@@ -185,6 +185,8 @@ def _parse_argument(argument: str) -> tuple[DictConfig, str]:
     """One YAML file or one `key=value` as a config, with its name for messages."""
     name, equals, value = argument.partition("=")
     if equals and "/" not in name:
+        if value == "-":  # standard input, which YAML takes for an empty list
+            argument = f"{name}='-'"
         try:
             return OmegaConf.from_dotlist([argument]), f"{name}={value}"
         except Exception as error:  # OmegaConf lets the YAML parser's own errors through
@@ -267,12 +269,14 @@ def check_config(config: Config) -> None:
 
     scorer, finetune, data, batch = config.scorer, config.finetune, config.data, config.batch
     trainer, optimizer, backbone = config.trainer, config.optimizer, config.backbone
-    expect(config.seed >= 0, "seed", "0 or more")
+    expect(0 <= config.seed < 2**32, "seed", "0 to 4294967295")
     expect(scorer.activation in (None, "sigmoid", "identity"), "scorer.activation", "sigmoid, identity or null")
     expect(scorer.truncate_instruction in ("left", "right"), "scorer.truncate_instruction", "left or right")
     expect(scorer.max_length >= 8, "scorer.max_length", "at least 8 tokens")
     expect(scorer.dropout is None or 0 <= scorer.dropout < 1, "scorer.dropout", "a share from 0 to below 1, or null")
     expect(finetune.mode in ("full", "lora"), "finetune.mode", "full or lora")
+    if finetune.mode == "lora" and scorer.tokenizer and not scorer.random_weights:
+        raise InputError("scorer.tokenizer", "stands beside finetune.mode=lora, but an adapter takes its base's own")
     expect(finetune.lora_rank >= 1, "finetune.lora_rank", "at least 1")
     expect(finetune.lora_alpha >= 1, "finetune.lora_alpha", "at least 1")
     expect(0 <= finetune.lora_dropout < 1, "finetune.lora_dropout", "a share from 0 to below 1")

@@ -33,9 +33,15 @@ def make_dir(path: Path) -> Path:
 def atomic_path(path: Path) -> Iterator[Path]:
     """A scratch path beside `path` that takes its place when the block ends without an error.
 
-    Works for a file and for a directory. After an error, or a kill, `path` is what it was before; a
-    scratch left by a kill is removed by the next attempt.
+    Works for a file and for a directory, each of which replaces only its like. After an error, or a kill,
+    `path` is what it was before; what a kill has left, a scratch or an old directory moved aside, is put
+    in order by the next attempt.
+
+    Raises:
+        InputError: the parent cannot be written, or a file stands where a directory is to go or vice versa.
     """
+    if not path.name:
+        raise InputError(path, "is the name of no file, expected one")
     make_dir(path.parent)
     scratch, old = path.with_name(f".{path.name}.scratch"), _old(path)
     remove(scratch)
@@ -49,7 +55,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def replace(scratch: Path, path: Path) -> None:
-    """Move `scratch` to `path`; a directory that stands there is moved aside first, then removed."""
+    """Move `scratch` to `path`; a directory that stands there is moved aside first, then removed.
+
+    Raises:
+        InputError: one is a file and the other a directory.
+    """
+    if path.is_dir() and not path.is_symlink() and scratch.is_file():
+        raise InputError(path, "is a directory, expected a file or nothing")
     if path.is_dir():
         old = _old(path)
         remove(old)

@@ -1,5 +1,6 @@
 """What comes before the training: from whatever the config names to directories of instances."""
 
+import hashlib
 import itertools
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,8 +12,8 @@ from cappy_lightning.backbones.generate import fingerprint, record_pools
 from cappy_lightning.config import Config
 from cappy_lightning.data.shards import MANIFEST, read_manifest, read_table, read_user_file, write_instances
 from cappy_lightning.errors import InputError
-from cappy_lightning.files import cache_dir, read_jsonl
-from cappy_lightning.labeling.weak_labels import cap_examples, in_validation, label_candidates, label_pools
+from cappy_lightning.files import cache_dir, open_input, read_jsonl, to_line
+from cappy_lightning.labeling.weak_labels import cap_examples, in_validation, label_candidates, label_pools, with_split
 from cappy_lightning.progress import say
 from cappy_lightning.records import Example, Instance, Pool
 from cappy_lightning.run_dir import rank
@@ -46,7 +47,10 @@ def prepare(config: Config, directory: Path) -> Prepared:
         return _prepare_instances(config, directory)
     train, validation = split_pools(config, list(_pools(config)))
     targets = directory / "train", directory / "validation"
-    made_by = {"data": vars(config.data)}
+    made_by = {
+        "data": vars(config.data),
+        "sha256": _hash(to_line(pool.to_row()).encode() for pool in train + validation),
+    }
     if rank() == 0:
         labelled = label_pools(train, mismatches=config.data.mismatches, seed=config.data.seed)
         _write_once(labelled, targets[0], made_by)
@@ -67,19 +71,10 @@ def split_pools(config: Config, pools: Sequence[Pool]) -> tuple[list[Pool], list
     if len({bool(pool.example.references) for pool in pools}) > 1:
         raise InputError("data", "some examples have references and some choices, expected one kind")
     check_names(pools, config.scorer.name)
-    named = sum(pool.example.split is not None for pool in pools)
-    if named not in (0, len(pools)):
-        raise InputError("data", f"{named} of {len(pools)} examples name a split, expected all or none")
-    if named:
-        train = [pool for pool in pools if pool.example.split == "train"]
-        validation = [pool for pool in pools if pool.example.split == "validation"]
-    else:
-        sides: tuple[list[Pool], list[Pool]] = ([], [])
-        for pool in pools:
-            example = pool.example
-            sides[in_validation(example.id, example.task, data.validation_fraction, data.seed)].append(pool)
-        train, validation = sides
-        say(f"the examples name no split: made one of {len(train)} for training and {len(validation)} for validation")
+    examples = with_split([pool.example for pool in pools], data.validation_fraction, data.seed)
+    pools = [replace(pool, example=example) for pool, example in zip(pools, examples, strict=True)]
+    train = [pool for pool in pools if pool.example.split == "train"]
+    validation = [pool for pool in pools if pool.example.split == "validation"]
     for name, side in (("training", train), ("validation", validation)):
         if not side:
             raise InputError("data", f"there is no {name} example among {len(pools)}, expected at least one")
@@ -116,9 +111,7 @@ def _pools(config: Config) -> Iterable[Pool]:
 def _capped(config: Config, examples: list[Example]) -> list[Example]:
     """The examples that will be used, each with its split: no candidate is recorded in vain."""
     train, validation = split_pools(config, [Pool(example, ()) for example in examples])
-    return [replace(p.example, split="train") for p in train] + [
-        replace(p.example, split="validation") for p in validation
-    ]
+    return [pool.example for pool in train + validation]
 
 
 def _prepare_instances(config: Config, directory: Path) -> Prepared:
@@ -136,7 +129,7 @@ def _prepare_instances(config: Config, directory: Path) -> Prepared:
                 if in_validation(instance.example_id, instance.task, fraction, seed) == validation:
                     yield instance
 
-        made_by = {"data": vars(data)}
+        made_by = {"data": vars(data), "sha256": _hash(itertools.chain.from_iterable(map(_content, data.instances)))}
         for target, validation in zip(targets, (False, True), strict=True):
             _write_once(side(validation), target, made_by)
         rows = [_count(target) for target in targets]
@@ -157,7 +150,7 @@ def _as_directories(sources: Sequence[str], directory: Path) -> tuple[Path, ...]
             continue
         target = directory / f"{number:03d}"
         if rank() == 0:
-            _write_once(_read_one(source), target, {"source": source})
+            _write_once(_read_one(source), target, {"source": source, "sha256": _hash(_content(source))})
         else:
             _wait_for([target])
         directories.append(target)
@@ -184,8 +177,26 @@ def _read_one(source: str) -> Iterator[Instance]:
 
 
 def _write_once(instances: Iterable[Instance], target: Path, made_by: dict[str, Any]) -> None:
+    """Write shards unless they are there, made from the same data (`made_by["sha256"]`)."""
     if not (target / MANIFEST).is_file():
         write_instances(instances, target, made_by)
+    elif read_manifest(target).made_by.get("sha256") != made_by["sha256"]:
+        raise InputError(target, "the data have changed since this run began, expected the same or another run_dir")
+
+
+def _hash(parts: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _content(source: str) -> Iterator[bytes]:
+    """The bytes of a file; of a directory those of its manifest, which holds the hashes of the shards."""
+    path = Path(source)
+    with open_input(path / MANIFEST if path.is_dir() else path) as stream:
+        while block := stream.read(1 << 20):
+            yield block
 
 
 def _count(target: Path) -> int:

@@ -2,13 +2,9 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-T = TypeVar("T")
 
 #: Seconds between two lines where standard error is not a terminal.
 LOG_EVERY = 30.0
@@ -62,11 +58,3 @@ class Ticker:
     def __exit__(self, *_: object) -> None:
         if self._bar:
             self._bar.stop()
-
-
-def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
-    """Iterate over `items` while showing progress."""
-    with Ticker(description, total) as ticker:
-        for item in items:
-            yield item
-            ticker.advance()

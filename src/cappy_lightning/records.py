@@ -67,6 +67,11 @@ def _number(row: dict[str, Any], key: str, where: object) -> float | None:
     return number
 
 
+def pair_from_row(row: dict[str, Any], where: object) -> tuple[str, str]:
+    """The (instruction, response) of a JSON object, whatever else it holds."""
+    return _text(row, "instruction", where), _text(row, "response", where)
+
+
 @dataclass(frozen=True)
 class Example:
     """An instruction with what is known of its right answer.

@@ -15,7 +15,9 @@ from cappy_lightning.config import Config
 from cappy_lightning.errors import InputError
 from cappy_lightning.files import make_dir, open_locked, remove, write_json, write_text
 
-CONFIG, VERSIONS, METRICS = "config.yaml", "versions.json", "metrics.json"
+CONFIG, VERSIONS, METRICS, LOCK = "config.yaml", "versions.json", "metrics.json", ".lock"
+
+_RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")
 
 _PACKAGES = (
     "cappy-lightning",
@@ -33,14 +35,16 @@ _PACKAGES = (
 
 
 def rank() -> int:
-    """This process's number among those of a distributed run, 0 for the first or only one.
+    """0 in the first or only process of a distributed run, above 0 in the others.
 
-    Read from what Lightning, torchrun and SLURM's srun set before any process group exists.
+    Read from what Lightning, torchrun and SLURM's srun set before any process group exists; of processes
+    that Lightning starts itself, those of one node share a number with those of others.
     """
-    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
-        if os.environ.get(name, "").isdigit():
-            return int(os.environ[name])
-    return 0
+    numbers = {name: int(value) for name, value in os.environ.items() if name in _RANKS and value.isdigit()}
+    for name in ("RANK", "SLURM_PROCID"):
+        if name in numbers:
+            return numbers[name]
+    return numbers.get("NODE_RANK", 0) or numbers.get("LOCAL_RANK", 0)
 
 
 class RunDir:
@@ -53,8 +57,8 @@ class RunDir:
         config: the resolved config of the run.
 
     Raises:
-        InputError: it cannot be written, another live process works on it, or it holds the run of
-            another config (the message names the differences).
+        InputError: it cannot be written, another live process works on it, it holds other files, or the
+            run of another config (the message names the differences).
     """
 
     def __init__(self, config: Config) -> None:
@@ -63,7 +67,8 @@ class RunDir:
         self._lock: IO[str] | None = None
         if rank() == 0:
             make_dir(self.path)
-            self._lock = open_locked(self.path / ".lock", self.path, "run directory")
+            self._refuse_other_files()
+            self._lock = open_locked(self.path / LOCK, self.path, "run directory")
             try:
                 self._compare()
             except InputError:
@@ -73,13 +78,23 @@ class RunDir:
     @property
     def finished(self) -> bool:
         """Whether the results are there; they are written last."""
-        return (self.path / METRICS).is_file()
+        return (self.path / CONFIG).is_file() and (self.path / METRICS).is_file()
 
     def commit(self) -> None:
         """Write the config, once the data are there: a mistyped path leaves no claim on the directory."""
         if self._lock and not (self.path / CONFIG).exists():
             write_json(self.path / VERSIONS, _versions())
             write_text(self.path / CONFIG, OmegaConf.to_yaml(OmegaConf.create(_escaped(self._config))))
+
+    def _refuse_other_files(self) -> None:
+        """Without a config only what an attempt leaves that ended before its commit may be there."""
+        found = {path.name for path in self.path.iterdir()}
+        ours = {LOCK, "instances", "base", VERSIONS} if LOCK in found else set()
+        scratch = {name for name in found if name.endswith(".scratch")} if ours else set()
+        if CONFIG not in found and (others := sorted(found - ours - scratch)):
+            raise InputError(
+                self.path, f"holds other files, such as {others[0]}, expected a new or empty directory, or a run's own"
+            )
 
     def _compare(self) -> None:
         path = self.path / CONFIG

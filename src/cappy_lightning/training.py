@@ -24,7 +24,7 @@ from cappy_lightning.progress import say
 from cappy_lightning.run_dir import METRICS, RunDir, rank
 from cappy_lightning.scorer.adapter import add_lora
 from cappy_lightning.scorer.cappy import Cappy
-from cappy_lightning.scorer.metrics import ValidationMetrics
+from cappy_lightning.scorer.metrics import validation_metrics
 from cappy_lightning.scorer.model import Scorer, build_scorer
 from cappy_lightning.scorer.module import CappyModule
 from cappy_lightning.selection.engine import select_by_logits
@@ -163,9 +163,8 @@ def _evaluate(
     say(f"evaluating the exported scorer on {len(pairs)} pairs")
     logits = cappy.logits(pairs)
     tensors = torch.from_numpy(logits), torch.from_numpy(cappy.to_scores(logits)), validation.score
-    metrics = ValidationMetrics(over_ranks=False)
-    metrics.update(*tensors, validation.example)
-    values = {f"validation/{name}": float(value) for name, value in metrics.compute().items()}
+    metrics = validation_metrics(*tensors, validation.example)
+    values = {f"validation/{name}": value for name, value in metrics.items()}
     results.add_validation(datamodule.total_steps, values, *tensors[1:])
     known = dict(zip(pairs, logits.tolist(), strict=True))
     selections = [select_by_logits(cappy, pool, known) for pool in data.validation_pools]

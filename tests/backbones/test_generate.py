@@ -15,6 +15,7 @@ from cappy_lightning.backbones.completions import CompletionsBackbone
 from cappy_lightning.backbones.decoding import Decoding
 from cappy_lightning.backbones.embedded import embedded_backbone
 from cappy_lightning.backbones.generate import draw_shots, few_shot_prefix, made_by_path, record_pools
+from cappy_lightning.cli import main
 from cappy_lightning.config import BackboneConfig
 from cappy_lightning.errors import InputError
 from cappy_lightning.records import Example
@@ -79,13 +80,13 @@ def test_a_killed_recording_continues_with_nothing_lost_or_doubled(tmp_path: Pat
     process.wait()
     before = partial.read_text()
     partial.write_text(before + '{"task": "colors", "id": "cut of')  # as a kill in the middle of a write leaves it
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=6000)
     assert done.returncode == 0, done.stderr
     assert "continuing, " in done.stderr
     assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == [e.id for e in many]
     assert set(before.splitlines()[1:]) <= set(out.read_text().splitlines())
     assert not partial.exists()
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
     assert (again.returncode, "exists already" in again.stderr) == (2, True)
 
 
@@ -118,3 +119,21 @@ def test_a_server_that_is_not_there_or_not_a_model_is_named() -> None:
 def test_more_shots_than_training_examples_are_refused() -> None:
     with pytest.raises(InputError, match=r"backbone.shots: is 11, but only 10 training examples"):
         draw_shots(EXAMPLES, 11, 0)
+
+
+def test_examples_without_a_split_get_one_and_no_validation_example_is_shown_to_the_llm(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = tmp_path / "examples.jsonl", tmp_path / "pool.jsonl"
+    path.write_text("".join(json.dumps(replace(e, split=None).to_row()) + "\n" for e in EXAMPLES))
+    words = ["backbone.shots=5", "backbone.max_tokens=2", "data.validation_fraction=0.4"]
+    words += ["backbone.decodings={greedy: 1, sampling: 0, temperature_0.7: 0, nucleus_0.9: 0}"]
+    assert main(["generate", str(path), "-o", str(out), *words]) == 0
+    assert "the examples name no split: made one of" in capsys.readouterr().err
+    pools = read_labelled_pools(out)
+    shown = [
+        pool for pool in pools if pool.example.instruction in json.loads(made_by_path(out).read_text())["prompt_prefix"]
+    ]
+    assert len(shown) == 5
+    assert {pool.example.split for pool in shown} == {"train"}
+    assert {pool.example.split for pool in pools} == {"train", "validation"}

@@ -18,22 +18,24 @@ from safetensors.torch import load_file
 LONGER = (*SHORT_RUN, "scorer.dropout=0.1", "trainer.max_steps=40", "trainer.checkpoint_every=5")
 
 
-def start(run_dir: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "train.py", *LONGER, f"run_dir={run_dir}"]
-    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def start(run_dir: Path, *words: str) -> subprocess.Popen[str]:
+    """The run in a process group of its own, as a shell starts it."""
+    command = [sys.executable, "train.py", *LONGER, *words, f"run_dir={run_dir}"]
+    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=ROOT, text=True, start_new_session=True, **pipes)
 
 
-def stop_at(run_dir: Path, step: int, number: signal.Signals) -> tuple[int, str]:
-    """Start the run, send a signal when a checkpoint of at least `step` is there, and wait for the end."""
-    process = start(run_dir)
-    deadline = time.monotonic() + 120
+def stop_at(run_dir: Path, step: int, number: signal.Signals, *words: str) -> tuple[int, str]:
+    """Start the run, send a signal to its group when a checkpoint of at least `step` is there, and wait."""
+    process = start(run_dir, *words)
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline and process.poll() is None:
         latest = RunCheckpoint.latest(run_dir / "checkpoints")
         if latest and int(latest.stem.split("-")[1]) >= step:
             break
         time.sleep(0.01)
-    process.send_signal(number)
-    _, error = process.communicate(timeout=120)
+    os.killpg(process.pid, number)
+    _, error = process.communicate(timeout=600)
     return process.returncode, error
 
 
@@ -63,6 +65,16 @@ def test_a_stopped_run_continues_and_ends_with_bit_equal_weights(
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
     assert (run_dir / "metrics.json").read_bytes() == (undisturbed / "metrics.json").read_bytes()
     assert (run_dir / "report.json").read_bytes() == (undisturbed / "report.json").read_bytes()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_with_loader_processes_is_saved_when_its_whole_group_is_told_to_stop(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    returned, error = stop_at(tmp_path / "run", 5, number, "data.workers=2")
+    assert returned == code, error
+    assert "stopped and saved" in error
+    assert "Traceback" not in error
 
 
 def test_the_same_command_on_a_finished_run_prints_the_result_again(undisturbed: Path, cappy: Run) -> None:

@@ -5,7 +5,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from cappy_lightning.config import OptimizerConfig, ScorerConfig
-from cappy_lightning.data.datamodule import Batch, _Instances, _TrainingStream, _ValidationRows
+from cappy_lightning.data.datamodule import Batch, _Instances, _TrainingStream, _ValidationRows, prepare_worker
 from cappy_lightning.data.shards import write_instances
 from cappy_lightning.records import Instance
 from cappy_lightning.scorer.model import Scorer, build_scorer
@@ -46,7 +46,9 @@ def by_step(data: _Instances, scorer: Scorer, world: int, workers: int = 0) -> l
     """The real rows behind each step, over all ranks."""
     steps: list[list[int]] = [[] for _ in range(4)]
     for rank in range(world):
-        loader = DataLoader(stream(data, scorer, rank, world), batch_size=None, num_workers=workers)
+        loader = DataLoader(
+            stream(data, scorer, rank, world), batch_size=None, num_workers=workers, worker_init_fn=prepare_worker
+        )
         batches = list(loader)
         assert len(batches) == 4 * 16 // (4 * world)  # the same number of forwards on every rank
         for number, batch in enumerate(batches):

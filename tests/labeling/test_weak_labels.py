@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cappy_lightning.errors import InputError
 from cappy_lightning.labeling.rouge import rouge_l
 from cappy_lightning.labeling.weak_labels import (
     cap_examples,
@@ -15,6 +16,7 @@ from cappy_lightning.labeling.weak_labels import (
     in_validation,
     label_candidates,
     label_pools,
+    with_split,
 )
 from cappy_lightning.records import Candidate, Example, Instance, Pool, normalize
 
@@ -49,8 +51,8 @@ def test_every_reference_is_gold_and_every_candidate_has_its_best_rouge_l() -> N
     assert {(i.instruction, i.task, i.example_id) for i in found} == {("instruction 1", "t", "1")}
 
 
-def test_the_right_choice_is_gold_and_the_others_are_wrong_whatever_the_candidates() -> None:
-    found = label([pool("1", ["x", "y", "z"], ["y", "w"], label=1)], mismatches=3)
+def test_the_right_choice_is_gold_and_the_others_are_wrong() -> None:
+    found = label([pool("1", ["x", "y", "z"], ["y", "x"], label=1)], mismatches=3)
     assert labels(found) == [("y", 1.0, "gold"), ("x", 0.0, "wrong_choice"), ("z", 0.0, "wrong_choice")]
 
 
@@ -190,3 +192,20 @@ def test_the_split_depends_on_the_seed_and_the_task() -> None:
         [in_validation(str(n), task, 0.5, seed) for n in range(64)] for seed, task in ((0, "t"), (1, "t"), (0, "u"))
     ]
     assert sides[0] != sides[1] != sides[2] != sides[0]
+
+
+def test_a_candidate_that_is_no_choice_is_wrong_in_training_and_validation() -> None:
+    odd = pool("1", ["yes", "no"], ["yes", "Yes.", "maybe", "yes"], label=0)
+    wrong = [("Yes.", 0.0, "wrong_choice"), ("maybe", 0.0, "wrong_choice")]
+    assert labels(label([odd])) == [("yes", 1.0, "gold"), ("no", 0.0, "wrong_choice"), *wrong]
+    assert labels(list(label_candidates([odd]))) == [("yes", 1.0, "gold"), *wrong]
+
+
+def test_a_split_is_kept_made_or_refused() -> None:
+    bare = [one.example for one in MANY]
+    made = with_split(bare, 0.25, 0)
+    assert {example.split for example in made} == {"train", "validation"}
+    assert [e.split == "validation" for e in made] == [in_validation(e.id, e.task, 0.25, 0) for e in bare]
+    assert with_split(made, 0.9, 7) == made
+    with pytest.raises(InputError, match="1 of 2 examples name a split, expected all or none"):
+        with_split([made[0], bare[1]], 0.25, 0)

@@ -9,7 +9,7 @@ import pytest
 
 from cappy_lightning.errors import InputError
 from cappy_lightning.records import Example, Pool
-from cappy_lightning.sources.jsonl import read_examples, read_labelled_pools, read_pools, tasks_of
+from cappy_lightning.sources.jsonl import read_examples, read_labelled_pools, read_pools
 
 EXAMPLE = {"task": "t", "id": "1", "instruction": "i", "references": ["a"]}
 POOL = EXAMPLE | {"candidates": [{"response": "a"}]}
@@ -99,10 +99,6 @@ def test_a_file_that_is_missing_or_empty_is_refused_by_its_name(tmp_path: Path, 
             read(path)
         assert str(error.value).startswith(f"{path}: ")
         path.touch()
-
-
-def test_tasks_come_in_the_order_of_appearance() -> None:
-    assert tasks_of([Example(task, str(n), "i", ("a",)) for n, task in enumerate("bacab")]) == ["b", "a", "c"]
 
 
 def test_the_examples_of_the_quickstart_are_examples() -> None:

@@ -1,6 +1,8 @@
 """The LightningDataModule: instances from Parquet shards to batches named by the optimizer step."""
 
 import itertools
+import os
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -189,4 +191,15 @@ class CappyDataModule(pl.LightningDataModule):
     def _loader(self, dataset: IterableDataset[Batch]) -> DataLoader[Batch]:
         accelerator = self._trainer().accelerator
         pin = type(accelerator).__name__ == "CUDAAccelerator"
-        return DataLoader(dataset, batch_size=None, num_workers=self.workers, pin_memory=pin)
+        return DataLoader(
+            dataset, batch_size=None, num_workers=self.workers, pin_memory=pin, worker_init_fn=prepare_worker
+        )
+
+
+def prepare_worker(number: int) -> None:
+    """Set up a loader process, forked from one that has threads and that decides when to stop."""
+    # Ctrl-C and SLURM's signals reach all processes; the main one still finishes its step.
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, signal.SIG_IGN)
+    # The tokenizer's threads did not come along, and waiting for them never ends.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -1,4 +1,4 @@
-"""Instances as Parquet shards with a manifest: written whole or not at all, read by row group.
+"""Instances as Parquet shards with a manifest: a directory is there whole or not at all.
 
 A directory holds `shard-00000.parquet ...` and `manifest.json`:
 
@@ -44,6 +44,7 @@ class Manifest:
     directory: Path
     rows: int
     shards: tuple[dict[str, Any], ...]
+    made_by: dict[str, Any]
 
 
 def write_instances(
@@ -111,7 +112,7 @@ def read_manifest(directory: Path) -> Manifest:
     for file in files:
         if not file.is_file():
             raise InputError(file, f"is missing, expected by {path}")
-    return Manifest(directory, rows, shards)
+    return Manifest(directory, rows, shards, dict(content.get("made_by") or {}))
 
 
 def read_table(manifests: Sequence[Manifest]) -> pa.Table:

@@ -4,8 +4,11 @@ import hashlib
 import random
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 
+from cappy_lightning.errors import InputError
 from cappy_lightning.labeling.rouge import rouge_l
+from cappy_lightning.progress import say
 from cappy_lightning.records import ORIGINS, Example, Instance, Origin, Pool, normalize
 
 
@@ -13,7 +16,7 @@ def label_pools(pools: Sequence[Pool], *, mismatches: int, seed: int) -> Iterato
     """Training instances by the paper's rules, pool by pool.
 
     - `gold`, 1.0: the instruction with each reference, or with the right choice;
-    - `wrong_choice`, 0.0: with each other choice;
+    - `wrong_choice`, 0.0: with each other choice, and with a candidate that is none of the choices;
     - `mismatch`, 0.0: with `mismatches` references of other examples of the task that are no reference,
       normalized, of this one; drawn by (seed, task, example id). Only for examples with references;
     - `sampled`: with each distinct candidate, scored with Rouge-L, best over the references.
@@ -31,7 +34,7 @@ def label_pools(pools: Sequence[Pool], *, mismatches: int, seed: int) -> Iterato
         known = right[example.task, example.instruction]
         drawn = draw_mismatches(example, by_task[example.task], known, mismatches, seed)
         pairs += [(text, 0.0, "mismatch") for text in drawn]
-        yield from _instances(example, pairs + _sampled(pool))
+        yield from _instances(example, pairs + _candidates(pool))
 
 
 def label_candidates(pools: Sequence[Pool]) -> Iterator[Instance]:
@@ -44,7 +47,7 @@ def label_candidates(pools: Sequence[Pool]) -> Iterator[Instance]:
     for pool in pools:
         proposed = {candidate.response for candidate in pool.candidates}
         truth = [pair for pair in _truth(pool.example) if pair[0] in proposed]
-        yield from _instances(pool.example, truth + _sampled(pool))
+        yield from _instances(pool.example, truth + _candidates(pool))
 
 
 def draw_mismatches(
@@ -84,6 +87,28 @@ def in_validation(example_id: str, task: str, fraction: float, seed: int) -> boo
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 
+def with_split(examples: Sequence[Example], fraction: float, seed: int) -> list[Example]:
+    """The examples, each with a split: its own, or where none has one, one made by `in_validation`, and said.
+
+    Raises:
+        InputError: some have a split and some do not.
+    """
+    named = sum(example.split is not None for example in examples)
+    if named == len(examples):
+        return list(examples)
+    if named:
+        raise InputError("data", f"{named} of {len(examples)} examples name a split, expected all or none")
+    held_out = [in_validation(example.id, example.task, fraction, seed) for example in examples]
+    say(
+        f"the examples name no split: made one of {held_out.count(False)} for training"
+        f" and {held_out.count(True)} for validation"
+    )
+    return [
+        replace(example, split="validation" if held else "train")
+        for example, held in zip(examples, held_out, strict=True)
+    ]
+
+
 def _truth(example: Example) -> list[tuple[str, float, Origin]]:
     if example.references:
         return [(reference, 1.0, "gold") for reference in example.references]
@@ -93,10 +118,11 @@ def _truth(example: Example) -> list[tuple[str, float, Origin]]:
     ]
 
 
-def _sampled(pool: Pool) -> list[tuple[str, float, Origin]]:
-    if not pool.example.references:
-        return []
+def _candidates(pool: Pool) -> list[tuple[str, float, Origin]]:
+    """Rouge-L for each distinct candidate; where there are choices, one that is not the right one is wrong."""
     responses = dict.fromkeys(candidate.response for candidate in pool.candidates)
+    if not pool.example.references:
+        return [(response, 0.0, "wrong_choice") for response in responses]
     return [(response, rouge_l(pool.example.references, response), "sampled") for response in responses]
 
 

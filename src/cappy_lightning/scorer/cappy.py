@@ -1,6 +1,7 @@
 """The public API: load a scorer, score pairs, rank and select responses."""
 
 import copy
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -160,9 +161,22 @@ class Cappy:
 
         `AutoModelForSequenceClassification` gives its logits, sentence-transformers' `CrossEncoder` its
         scores. The directory appears when all is written.
+
+        Raises:
+            InputError: a directory with other things than a saved scorer is in the way.
         """
-        with atomic_path(Path(directory)) as scratch:
+        path = Path(directory)
+        if path.is_dir() and any(path.iterdir()) and not _is_scorer(path):
+            raise InputError(path, "holds other files, expected a new or empty directory, or a saved scorer")
+        with atomic_path(path) as scratch:
             write_model(self.scorer, scratch)
+
+
+def _is_scorer(directory: Path) -> bool:
+    try:
+        return "cappy" in json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
 
 
 def write_model(scorer: Scorer, directory: Path) -> None:

@@ -2,11 +2,10 @@
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import (
     MeanAbsoluteError,
     MeanSquaredError,
-    Metric,
     MetricCollection,
     PearsonCorrCoef,
     SpearmanCorrCoef,
@@ -32,32 +31,25 @@ class BestFirst(RetrievalMetric):
         return (target[preds.argmax()] == target.max()).float()
 
 
-class ValidationMetrics(nn.Module):
+def validation_metrics(logits: Tensor, scores: Tensor, targets: Tensor, examples: Tensor) -> dict[str, float]:
     """MSE, MAE, Pearson and Spearman of scores against true scores, and `best_first` over examples.
 
     Args:
-        over_ranks: whether every rank updates and computes; else one process alone.
+        logits: [pairs].
+        scores: in [0, 1], [pairs].
+        targets: true scores in [0, 1], [pairs].
+        examples: the number of each pair's example, [pairs].
     """
-
-    def __init__(self, *, over_ranks: bool = True) -> None:
-        super().__init__()
-        metrics: dict[str, Metric | MetricCollection] = {
-            "mse": MeanSquaredError(sync_on_compute=over_ranks),
-            "mae": MeanAbsoluteError(sync_on_compute=over_ranks),
-            "pearson": PearsonCorrCoef(sync_on_compute=over_ranks),
-            "spearman": SpearmanCorrCoef(sync_on_compute=over_ranks),
-        }
-        self.regression = MetricCollection(metrics, compute_groups=False)
-        self.best_first = BestFirst(sync_on_compute=over_ranks)
-
-    def update(self, logits: Tensor, scores: Tensor, targets: Tensor, examples: Tensor) -> None:
-        """Add pairs, [pairs] each: logits, scores in [0, 1], true scores, and the number of each one's example."""
-        self.regression.update(scores, targets)
-        self.best_first.update(logits, targets, examples)
-
-    def compute(self) -> dict[str, Tensor]:
-        """The values by name; then start anew."""
-        values = {**self.regression.compute(), "best_first": self.best_first.compute()}
-        self.regression.reset()
-        self.best_first.reset()
-        return values
+    regression = MetricCollection(
+        {
+            "mse": MeanSquaredError(sync_on_compute=False),
+            "mae": MeanAbsoluteError(sync_on_compute=False),
+            "pearson": PearsonCorrCoef(sync_on_compute=False),
+            "spearman": SpearmanCorrCoef(sync_on_compute=False),
+        },
+        compute_groups=False,
+    )
+    best_first = BestFirst(sync_on_compute=False)
+    regression.update(scores, targets)
+    best_first.update(logits, targets, examples)
+    return {name: float(value) for name, value in {**regression.compute(), "best_first": best_first.compute()}.items()}

@@ -68,7 +68,6 @@ class Scorer:
         activation: logit to score: `sigmoid`, or `identity` for linear regressors.
         base: name by which the base was asked for.
         revision: its revision on the hub, if one was named.
-        new_head: whether the head was not in the checkpoint and is freshly initialized.
     """
 
     model: nn.Module
@@ -77,7 +76,6 @@ class Scorer:
     activation: Activation
     base: str
     revision: str | None
-    new_head: bool
 
     @property
     def config(self) -> Any:
@@ -200,7 +198,7 @@ def build_scorer(config: ScorerConfig, *, new_head: bool = True) -> Scorer:
     )
     said = {"activation": config.activation} if config.activation else stored
     activation = _activation_of(config.base, hf_config, said, bool(fresh))
-    return Scorer(model, tokenizer, encoder, activation, config.base, config.revision, bool(fresh))
+    return Scorer(model, tokenizer, encoder, activation, config.base, config.revision)
 
 
 def stored_settings(path: str, revision: str | None = None) -> dict[str, Any]:

@@ -5,11 +5,10 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
-from torchmetrics import CatMetric
 from transformers import get_linear_schedule_with_warmup
 
 from cappy_lightning.config import OptimizerConfig
-from cappy_lightning.scorer.metrics import ValidationMetrics
+from cappy_lightning.scorer.metrics import validation_metrics
 from cappy_lightning.scorer.model import Scorer
 
 _NOT_INPUTS = ("score", "weight", "example", "cut", "real")
@@ -33,8 +32,7 @@ class CappyModule(pl.LightningModule):
         self.model = scorer.model  # registered, so that Lightning moves and saves it
         self._frozen = {f"model.{name}" for name, p in self.model.named_parameters() if not p.requires_grad}
         self.strict_loading = not self._frozen  # checkpoints leave frozen weights out
-        self.metrics = ValidationMetrics()
-        self.validation_scores, self.validation_targets = CatMetric(), CatMetric()
+        self._round: list[tuple[Tensor, ...]] = []
         #: Scores and true scores of the last validation round, for the calibration plot.
         self.last_validation: tuple[Tensor, Tensor] | None = None
 
@@ -57,24 +55,21 @@ class CappyModule(pl.LightningModule):
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Collect one batch; filling has no part in the metrics."""
-        real = batch["weight"] > 0
-        if not bool(real.any()):
-            return
-        logits, targets = self(batch)[real], batch["score"][real]
-        scores = self.scorer.scores(logits)
-        self.metrics.update(logits, scores, targets, batch["example"][real])
-        self.validation_scores.update(scores)
-        self.validation_targets.update(targets)
+        """Collect one batch, filling too: a forward is a matter of all ranks under ZeRO-3."""
+        self._round.append((self(batch), batch["score"], batch["weight"], batch["example"]))
 
     def on_validation_epoch_end(self) -> None:
-        """Log the metrics, gathered over ranks by torchmetrics."""
-        values = {f"validation/{name}": value for name, value in self.metrics.compute().items()}
-        self.log_dict(values, rank_zero_only=False)
-        scores, targets = self.validation_scores.compute(), self.validation_targets.compute()
-        self.last_validation = (torch.as_tensor(scores).cpu(), torch.as_tensor(targets).cpu())
-        self.validation_scores.reset()
-        self.validation_targets.reset()
+        """Log the metrics of all ranks' pairs; every rank has the same number of them, filling included."""
+        own = tuple(torch.cat(parts) for parts in zip(*self._round, strict=True))
+        self._round.clear()
+        everyone: Any = self.all_gather(own)
+        logits, targets, weights, examples = (part.flatten().cpu() for part in everyone)
+        real = weights > 0
+        logits, targets = logits[real], targets[real]
+        scores = self.scorer.scores(logits)
+        values = validation_metrics(logits, scores, targets, examples[real])
+        self.log_dict({f"validation/{name}": value for name, value in values.items()}, rank_zero_only=False)
+        self.last_validation = (scores, targets)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the frozen base out of checkpoints: it is built again from where it came."""

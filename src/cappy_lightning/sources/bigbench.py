@@ -84,6 +84,11 @@ def _from_hub(task: str) -> list[tuple[Split, str, list[str]]] | None:
         raise InputError(
             "data.task", f"is '{task}', which {HUB_NAME} does not have ({str(error).splitlines()[0]})"
         ) from None
+    except Exception as error:  # a connection that broke, in whatever way: there is another source
+        say(f"{HUB_NAME}: {type(error).__name__}, trying the archive instead")
+        return None
+    if any(row["multiple_choice_targets"] for row in splits["train"]):
+        raise InputError("data.task", f"'{task}' is a multiple-choice task, expected one with targets to generate")
     return [(split, row["inputs"], list(row["targets"])) for split in SPLITS for row in splits[split]]
 
 

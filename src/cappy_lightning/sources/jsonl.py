@@ -1,6 +1,6 @@
 """Examples and pools from JSON Lines files."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from cappy_lightning.errors import InputError
@@ -49,8 +49,3 @@ def _unique(examples: Iterator[tuple[str, Example]]) -> Iterator[tuple[str, Exam
         if first != where:
             raise InputError(where, f"id '{example.id}' of task '{example.task}' stands already at {first}")
         yield where, example
-
-
-def tasks_of(examples: Sequence[Example]) -> list[str]:
-    """The task names, in order of appearance."""
-    return list(dict.fromkeys(example.task for example in examples))
