@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -85,6 +86,20 @@ def test_the_same_command_on_a_finished_run_prints_the_result_again(undisturbed:
     assert {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*") if path.name != ".lock"} == before
     as_json = json.loads(cappy("train", *LONGER, f"run_dir={undisturbed}", "--json").stdout)
     assert as_json["metrics"] == json.loads((undisturbed / "metrics.json").read_text())
+
+
+def test_a_run_stopped_after_its_last_step_exports_and_reports_when_it_continues(
+    undisturbed: Path, tmp_path: Path, cappy: Run
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(undisturbed, run_dir)
+    shutil.rmtree(run_dir / "adapter")
+    for name in ("metrics.json", "report.json", "report.png"):
+        (run_dir / name).unlink()
+    done = cappy("train", *LONGER, f"run_dir={run_dir}")
+    assert done.returncode == 0, done.stderr
+    for name in ("metrics.json", "report.json", "adapter/adapter_model.safetensors"):
+        assert (run_dir / name).read_bytes() == (undisturbed / name).read_bytes()
 
 
 def test_another_config_or_a_live_run_on_the_directory_is_refused(

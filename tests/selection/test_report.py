@@ -157,6 +157,9 @@ def test_a_method_that_a_task_lacks_is_not_averaged() -> None:
     assert "self_score_sum" in report["tasks"]["t"]["methods"]
     assert {"self_score_sum", "self_score_mean"} == report["tasks"]["u"]["skipped"].keys()
     assert not {"self_score_sum", "self_score_mean", "sampling"} & report["average"]["methods"].keys()
+    assert report["average"]["skipped"] == dict.fromkeys(
+        ("sampling", "self_score_sum", "self_score_mean"), "is missing in u"
+    )
 
 
 def test_the_best_baseline_is_neither_the_scorer_nor_the_oracle() -> None:

@@ -112,7 +112,9 @@ class _ValidationRows(IterableDataset[Batch]):
 
 
 class CappyDataModule(pl.LightningDataModule):
-    """Streams weakly labelled pairs from directories of Parquet shards.
+    """Weakly labelled pairs from directories of Parquet shards, streamed in batches.
+
+    The rows lie in memory; their order and the batches are made as they are needed.
 
     Its state is how many optimizer steps' instances were consumed; a resumed training goes on with the
     very next instance.

@@ -55,13 +55,22 @@ def make_report(
         if skipped:
             tasks[task]["skipped"] = skipped | tasks[task].get("skipped", {})
     common = [name for name in next(iter(means.values())) if all(name in m for m in means.values())]
+    names = dict.fromkeys(name for m in means.values() for name in m)
+    lacking = {
+        name: "is missing in " + ", ".join(task for task, m in means.items() if name not in m)
+        for name in names
+        if name not in common
+    }
     average = {name: float(np.mean([m[name] for m in means.values()])) for name in common}
     average_draws = {name: np.mean([r[name] for r in resampled.values()], axis=0) for name in common}
+    overall = {"n_tasks": len(tasks), **_compare(average, average_draws, scorer_name)}
+    if lacking:
+        overall["skipped"] = lacking | overall.get("skipped", {})
     return {
         "metric": "rougeL" if pools[0].example.references else "accuracy",
         "scorer": scorer_name,
         "tasks": tasks,
-        "average": {"n_tasks": len(tasks), **_compare(average, average_draws, scorer_name)},
+        "average": overall,
     }
 
 
