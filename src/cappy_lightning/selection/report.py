@@ -122,7 +122,8 @@ def print_report(report: dict[str, Any], console: Console) -> None:
     if len(sections) > 1:
         sections.append((f"average over {len(sections)} tasks", report["average"]))
     for title, part in sections:
-        table = Table(title=f"{escape(title)}: {unit} x 100 with 95% intervals", title_justify="left")
+        console.print(f"{title}: {unit} x 100 with 95% intervals", markup=False, highlight=False)
+        table = Table()
         table.add_column("method")
         table.add_column("mean", justify="right")
         table.add_column("interval", justify="right")
