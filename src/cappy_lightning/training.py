@@ -145,7 +145,7 @@ def _trainer(config: Config, steps: int, validate_every: int, callbacks: list[pl
 def _export(
     config: Config, run: Path, scorer: Scorer, datamodule: CappyDataModule, steps: int, settings: dict[str, Any]
 ) -> Any:
-    probe = datamodule.validation.pairs()[:PROBE_PAIRS]
+    probe = datamodule.validation.pairs(PROBE_PAIRS)
     if settings:
         return AdapterExport(
             run / "adapter", scorer, probe, steps, settings | {"task": config.data.task or config.name}

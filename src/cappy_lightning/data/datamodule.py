@@ -39,9 +39,10 @@ class _Instances:
     def __len__(self) -> int:
         return len(self.score)
 
-    def pairs(self) -> list[tuple[str, str]]:
-        """All (instruction, response) in order."""
-        return list(zip(self.instruction.to_pylist(), self.response.to_pylist(), strict=True))
+    def pairs(self, most: int | None = None) -> list[tuple[str, str]]:
+        """The first `most` (instruction, response), or all of them, in order."""
+        columns = (column.slice(0, most).to_pylist() for column in (self.instruction, self.response))
+        return list(zip(*columns, strict=True))
 
     def batch(self, rows: NDArray[np.int64], encoder: PairEncoder) -> Batch:
         """Encode some rows; a row that is `FILL` becomes the first instance with weight 0."""

@@ -3,13 +3,7 @@
 from typing import Any
 
 from torch import Tensor
-from torchmetrics import (
-    MeanAbsoluteError,
-    MeanSquaredError,
-    MetricCollection,
-    PearsonCorrCoef,
-    SpearmanCorrCoef,
-)
+from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection, PearsonCorrCoef, SpearmanCorrCoef
 from torchmetrics.retrieval.base import RetrievalMetric
 
 

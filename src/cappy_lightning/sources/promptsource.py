@@ -186,7 +186,8 @@ def most_frequent(items: Sequence[Any]) -> list[Any] | None:
     if not items:
         return None
     counts = Counter(items)
-    return [item for item, count in counts.items() if count == max(counts.values())]
+    most = max(counts.values())
+    return [item for item, count in counts.items() if count == most]
 
 
 def _parts(text: str) -> list[str]:
@@ -223,7 +224,6 @@ class PromptSourceExamples:
 
     def __init__(self, templates: Sequence[Template], columns: Collection[str], seed: int) -> None:
         self.left_out: dict[str, str] = {}
-        self.counts: dict[str, Counter[str]] = {}
         self.failures: dict[str, str] = {}
         self._renderers: list[Renderer] = []
         for template in templates:
@@ -239,13 +239,14 @@ class PromptSourceExamples:
         if not self._renderers:
             reason = next(iter(self.left_out.values()), "there is none")
             raise InputError(templates[0].where if templates else "templates", f"no template can be used ({reason})")
+        self.counts: dict[str, Counter[str]] = {renderer.template.name: Counter() for renderer in self._renderers}
 
     def of(self, rows: Iterable[Mapping[str, Any]], split: Split | None = None) -> Iterator[Example]:
         """The examples of some rows; an id is the number of the row."""
         for number, row in enumerate(rows):
             for renderer in self._renderers:
                 template = renderer.template
-                counts = self.counts.setdefault(template.name, Counter())
+                counts = self.counts[template.name]
                 try:
                     rendered = renderer.render(row, number)
                 except ValueError as error:
