@@ -142,11 +142,9 @@ class Renderer:
         self._random = random.Random()
         environment = _Sandbox(loader=jinja2.BaseLoader())
         environment.globals["zip"] = zip
-        environment.filters |= {
-            "choice": lambda items: self._random.choice(items),
-            "random": lambda items: self._random.choice(list(items)),
-            "most_frequent": most_frequent,
-        }
+        # With the context, because Jinja computes other filters of constants once, when it compiles.
+        draw = jinja2.pass_context(lambda context, items: self._random.choice(list(items)))
+        environment.filters |= {"choice": draw, "random": draw, "most_frequent": most_frequent}
         try:
             texts = [text for text in (template.jinja, template.answer_choices) if text is not None]
             self.columns = frozenset().union(*(_columns(environment, text) for text in texts)) - {"answer_choices"}
