@@ -16,6 +16,7 @@ from cappy_lightning.files import atomic_path, write_json
 from cappy_lightning.run_dir import METRICS
 from cappy_lightning.scorer.module import CappyModule
 from cappy_lightning.selection.baselines import ORACLE
+from cappy_lightning.selection.report import metric_title
 
 REPORT = "report.json"
 
@@ -167,9 +168,9 @@ def methods_chart(report: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(7, 0.32 * len(names) + 1.2), layout="constrained")
     axis = figure.subplots()
     axis.barh(names, means, color=colors, xerr=np.abs(ends - means), error_kw={"ecolor": "0.35", "capsize": 2})
-    metric = "Rouge-L" if report["metric"] == "rougeL" else "Accuracy"
     count = sum(task["n_examples"] for task in report["tasks"].values())
-    axis.set(xlabel=f"{metric} x 100", title=f"{', '.join(report['tasks'])} ({count} examples)", xlim=(0, None))
+    title = f"{', '.join(report['tasks'])} ({count} examples)"
+    axis.set(xlabel=f"{metric_title(report)} x 100", title=title, xlim=(0, None))
     axis.spines[["top", "right"]].set_visible(False)
     return figure
 

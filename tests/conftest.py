@@ -3,19 +3,25 @@
 import contextlib
 import io
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from cappy_lightning.cli import main
+from cappy_lightning.labeling.rouge import RougeL
 from cappy_lightning.records import Pool
 from cappy_lightning.sources.jsonl import read_labelled_pools
 
 ROOT = Path(__file__).parent.parent
 QUICKSTART_POOL = ROOT / "data" / "quickstart" / "pool.jsonl"
+
+# Tests send Ctrl-C. A shell that starts them in the background has it ignored, which children inherit.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: No test may wait for a hub: what needs one says so itself.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -30,6 +36,16 @@ SHORT_RUN = (
     "batch.global_size=16",
     "batch.micro_size=8",
 )
+
+#: As reports take it.
+ROUGE = RougeL()
+
+
+def rouge_l(references: Sequence[str], response: str) -> float:
+    """Rouge-L of one response."""
+    (value,) = ROUGE.scores([("", references, response)])
+    return value
+
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -55,7 +71,7 @@ def cappy() -> Run:
 
 @pytest.fixture(scope="session")
 def pools() -> list[Pool]:
-    return read_labelled_pools(QUICKSTART_POOL)
+    return read_labelled_pools([QUICKSTART_POOL])
 
 
 @pytest.fixture(scope="session")

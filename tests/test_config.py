@@ -2,12 +2,14 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cappy_lightning.backbones import generate
+from cappy_lightning.backbones.backbone import Answer, Request
 from cappy_lightning.backbones.decoding import Decoding
 from cappy_lightning.config import BackboneConfig, Config, all_keys, describe_keys, load_config
 from cappy_lightning.errors import InputError
@@ -28,7 +30,7 @@ def refusal(*arguments: str) -> str:
 
 def test_a_default_config_needs_nothing_but_a_source() -> None:
     expected = Config(run_dir="runs/run")
-    expected.data.pool = "pool.jsonl"
+    expected.data.pool = ["pool.jsonl"]
     assert load_config([SOURCE]) == expected
 
 
@@ -67,13 +69,19 @@ def test_a_decoding_is_added_to_those_of_the_schema_and_a_count_of_0_leaves_one_
     config = load_config([SOURCE, *words]).backbone
     assert config.decodings == {"greedy": 1, "sampling": 0, "temperature_0.7": 0, "nucleus_0.9": 4, "top_k_4": 2}
 
-    class Backbone:
-        def sample(self, prompt: str, decoding: Decoding, **_: Any) -> list[Candidate]:
-            return [Candidate("a", decoding.name)] * decoding.n
+    class Parrot:
+        group, model = 1, "parrot"
 
-    monkeypatch.setattr(generate, "open_backbone", lambda _: contextlib.nullcontext(Backbone()))
-    generate.record_pools([Example("t", "1", "i", ("a",))], config, tmp_path / "pool.jsonl")
-    (pool,) = read_labelled_pools(tmp_path / "pool.jsonl")
+        def refuses(self, decoding: Decoding) -> None:
+            return None
+
+        def answer(self, requests: Iterator[Request], decodings: Sequence[Decoding]) -> Iterator[Answer]:
+            for _ in requests:
+                yield Answer(tuple(Candidate("a", d.name) for d in decodings for _ in range(d.n)))
+
+    monkeypatch.setattr(generate, "open_backbone", lambda _: contextlib.nullcontext(Parrot()))
+    generate.record_pools(lambda: [Example("t", "1", "i", ("a",))], config, tmp_path / "pool.jsonl")
+    (pool,) = read_labelled_pools([tmp_path / "pool.jsonl"])
     assert [candidate.decoding for candidate in pool.candidates] == ["greedy", *["nucleus_0.9"] * 4, *["top_k_4"] * 2]
 
 

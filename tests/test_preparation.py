@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cappy_lightning.backbones.generate import fingerprint
+from cappy_lightning.backbones.generate import fingerprint, survey
 from cappy_lightning.config import Config, DataConfig
 from cappy_lightning.data.shards import read_manifest, read_table, write_instances
 from cappy_lightning.errors import InputError
-from cappy_lightning.labeling.weak_labels import label_candidates, label_pools
+from cappy_lightning.labeling.weak_labels import Labeler
 from cappy_lightning.preparation import Prepared, prepare, split_pools
 from cappy_lightning.records import Candidate, Example, Instance, Pool, Split
 from cappy_lightning.sources.jsonl import read_examples
@@ -28,6 +28,8 @@ def _first_rank(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def config(**data: Any) -> Config:
+    if isinstance(data.get("pool"), str):
+        data["pool"] = [data["pool"]]
     return Config(data=DataConfig(**data))
 
 
@@ -76,14 +78,16 @@ def own_rows(count: int, responses: int = 3) -> list[dict[str, Any]]:
 
 def test_a_pool_file_becomes_training_and_validation_instances_of_distinct_examples(tmp_path: Path) -> None:
     path = write_pools(tmp_path / "pool.jsonl", pools(40))
-    made = config(pool=path, mismatches=2, max_train=20)
+    made = config(pool=path, max_train=20)
+    made.label.mismatches = 2
+    labeler = Labeler(made.label, seed=0)
     found = prepare(made, tmp_path / "run")
     train, validation = split_pools(made, pools(40))
     assert found == Prepared((tmp_path / "run/train",), (tmp_path / "run/validation",), tuple(validation))
     assert [vars(i) | {"score": 0} for i in read(found.train)] == [
-        vars(i) | {"score": 0} for i in label_pools(train, mismatches=2, seed=0)
+        vars(i) | {"score": 0} for i in labeler.training(train)
     ]
-    assert len(read(found.validation)) == len(list(label_candidates(validation)))
+    assert len(read(found.validation)) == len(list(labeler.validation(validation)))
     assert {i.origin for i in read(found.train)} == {"gold", "sampled", "mismatch"}
     assert {i.origin for i in read(found.validation)} == {"gold", "sampled"}
     assert not any("never proposed" in i.response for i in read(found.validation))
@@ -112,7 +116,7 @@ def test_answers_that_were_recorded_once_are_used_again(tmp_path: Path, monkeypa
     monkeypatch.setenv("CAPPY_CACHE", str(tmp_path / "cache"))
     recorded = [*pools(9, "train"), *pools(3, "validation", start=9)]
     made = config(examples=write(tmp_path / "mine.jsonl", [pool.example.to_row() for pool in recorded]))
-    name = f"mine-{fingerprint(read_examples(str(made.data.examples)), made.backbone)}.jsonl"
+    name = f"mine-{fingerprint(survey(read_examples(str(made.data.examples))).digest, made.backbone)}.jsonl"
     (tmp_path / "cache/pools").mkdir(parents=True)
     write_pools(tmp_path / "cache/pools" / name, recorded)
     assert prepare(made, tmp_path / "run").validation_pools == tuple(recorded[9:])
@@ -164,8 +168,9 @@ def test_directories_of_shards_are_split_like_files(tmp_path: Path) -> None:
         ),
         ("a.jsonl", "", ": is empty"),
         ("a.parquet", "no Parquet", ": is no readable Parquet file ("),
-        ("a.csv", "i,r,1", ": expected a directory with manifest.json, a .parquet or a .jsonl file"),
-        ("a/x", "", "/manifest.json: cannot be read (No such file or directory)"),
+        ("a.csv", "i,r,1\nx,y,z\n", ":2: field 'instruction' is missing"),
+        ("a.txt", "i", ": is none of .jsonl, .json, .csv, .parquet"),
+        ("a/x", "", ": has no manifest.json, expected a directory of instances"),
         (None, "", ".jsonl: cannot be read (No such file or directory)"),
     ],
 )

@@ -44,7 +44,7 @@ def _first_rank(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def config(path: Path, **changes: object) -> Config:
     made = Config(run_dir=str(path), **changes)
-    made.data.pool = "pool.jsonl"
+    made.data.pool = ["pool.jsonl"]
     return made
 
 
@@ -156,13 +156,13 @@ def test_the_same_config_is_recognized_whatever_texts_it_holds(tmp_path: Path) -
 def test_another_config_is_refused_by_the_keys_that_differ(tmp_path: Path) -> None:
     open_and_close(config(tmp_path))
     other = config(tmp_path, seed=3)
-    other.data.pool = None
+    other.data.pool = []
     other.scorer.config = {"layers": 2}
     message = refusal(other)
     assert message.startswith(f"{tmp_path}: holds a run with another config (")
     for difference in (
         "seed is 11111 there and 3 here",
-        'data.pool is "pool.jsonl" there and null here',
+        'data.pool is ["pool.jsonl"] there and [] here',
         "scorer.config.layers is null there and 2 here",
     ):
         assert difference in message
@@ -172,7 +172,7 @@ def test_another_config_is_refused_by_the_keys_that_differ(tmp_path: Path) -> No
 def test_of_many_differences_three_are_named_and_the_rest_counted(tmp_path: Path) -> None:
     open_and_close(config(tmp_path))
     other = config(tmp_path, seed=3, name="other")
-    other.data.seed, other.data.mismatches, other.data.workers = 1, 2, 3
+    other.data.seed, other.label.mismatches, other.data.workers = 1, 2, 3
     message = refusal(other)
     assert message.count(" there and ") == 3
     assert "and 2 more)" in message

@@ -5,13 +5,16 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TextIO
 
-from cappy_lightning.config import BackboneConfig, Config, describe_keys, load_config
+from cappy_lightning.config import BackboneConfig, Config, LabelConfig, describe_keys, load_config
 from cappy_lightning.errors import InputError
 from cappy_lightning.files import atomic_path, read_jsonl, to_line
 from cappy_lightning.progress import say
+from cappy_lightning.records import SPLITS
+from cappy_lightning.sources.spec import Shard, SourceConfig, Sources, SourcesConfig
 
 
 def entry() -> None:
@@ -38,11 +41,19 @@ def main(arguments: Sequence[str]) -> int:
         print(f"cappy: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("cappy: interrupted; train and generate continue with the same command", file=sys.stderr)
+        print("cappy: interrupted; train, generate and label continue with the same command", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+_SOURCES_HELP = (
+    "\n\nA sources file (YAML) has the keys:\n"
+    + describe_keys(SourcesConfig)
+    + "\n\nand each of its sources:\n"
+    + describe_keys(SourceConfig)
+)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,14 +81,34 @@ def _parser() -> argparse.ArgumentParser:
         "generate",
         help="let an LLM propose candidates for examples",
         formatter_class=raw,
-        description="Examples (JSONL) become pools (JSONL). Run it again after an interruption to continue.\n\n"
-        "  cappy generate examples.jsonl -o pool.jsonl backbone.shots=8",
-        epilog="Keys:\n" + describe_keys(BackboneConfig, "backbone."),
+        description="Examples become a pool file (JSONL). Run it again after an interruption to continue.\n\n"
+        "  cappy generate examples.jsonl -o pool.jsonl backbone.shots=8\n"
+        "  cappy generate sources.yaml -o pool.jsonl backbone.kind=openai backbone.url=http://localhost:8000 \\\n"
+        "      backbone.model=NAME backbone.chat=true",
+        epilog="Keys:\n" + describe_keys(BackboneConfig, "backbone.") + _SOURCES_HELP,
     )
-    generate.add_argument("examples", metavar="EXAMPLES.jsonl")
-    generate.add_argument("config", nargs="*", metavar="[RECIPE.yaml ...] [backbone.key=value ...]")
-    generate.add_argument("-o", "--out", required=True, metavar="POOL.jsonl")
+    _source_options(generate, "EXAMPLES", "POOL.jsonl", "backbone")
     generate.set_defaults(run=_generate)
+
+    label = commands.add_parser(
+        "label",
+        help="turn examples or pools into weakly labelled instances",
+        formatter_class=raw,
+        description="Examples or pools become a directory of instances (Parquet shards and a manifest). Run it again\n"
+        "after an interruption to continue.\n\n"
+        "  cappy label pool.jsonl -o instances/train\n"
+        "  cappy label pool.jsonl -o instances/validation --split validation\n"
+        "  cappy label conf/sources/t0.yaml templates=promptsource/promptsource/templates -o t0 --shard 0/64",
+        epilog="Keys:\n" + describe_keys(LabelConfig, "label.") + _SOURCES_HELP,
+    )
+    _source_options(label, "POOL.jsonl", "DIRECTORY", "label")
+    label.add_argument(
+        "--split",
+        choices=SPLITS,
+        default="train",
+        help="train (default): all examples but those of the split validation; validation: the candidates of those",
+    )
+    label.set_defaults(run=_label)
 
     score = commands.add_parser(
         "score",
@@ -102,6 +133,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _source_options(parser: argparse.ArgumentParser, what: str, out: str, section: str) -> None:
+    parser.add_argument("source", metavar=what, help="JSONL, CSV or Parquet, or a sources file (YAML)")
+    parser.add_argument("config", nargs="*", metavar=f"[RECIPE.yaml ...] [{section}.key=value ...]")
+    parser.add_argument("-o", "--out", required=True, metavar=out)
+    parser.add_argument(
+        "--shard", default="0/1", metavar="I/N", help="only part I (from 0) of N, into a place of its own in OUT"
+    )
+
+
 def _scorer_options(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("input", nargs="?", default="-", metavar=what, help="input file; - or nothing: standard input")
     parser.add_argument("-o", "--out", default="-", metavar="OUT.jsonl", help="output file; default: standard output")
@@ -120,20 +160,43 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _generate(options: argparse.Namespace) -> int:
-    config = load_config(
-        [*options.config, "data.task=null", "data.instances=[]", "data.pool=null", f"data.examples={options.examples}"]
-    )
-    out = Path(options.out)
-    if out.exists():
-        raise InputError(out, "exists already, expected a new file")
     from cappy_lightning.backbones.generate import record_pools
     from cappy_lightning.labeling.weak_labels import with_split
-    from cappy_lightning.sources.jsonl import read_examples
 
-    examples = with_split(read_examples(options.examples), config.data.validation_fraction, config.data.seed)
+    sources, config, out = _open_sources(options, "part-{}-of-{}.jsonl")
+    if out.exists():
+        raise InputError(out, "exists already, expected a new file")
+    examples = with_split(
+        lambda: (pool.example for pool in sources.pools()), config.data.validation_fraction, config.data.seed
+    )
+    for note in sources.notes():
+        say(note)
     record_pools(examples, config.backbone, out)
     print(out)
     return 0
+
+
+def _label(options: argparse.Namespace) -> int:
+    from cappy_lightning.label import label
+
+    sources, config, out = _open_sources(options, "part-{}-of-{}")
+    label(sources, config, out, options.split)
+    print(out)
+    return 0
+
+
+def _open_sources(options: argparse.Namespace, part: str) -> tuple[Sources, Config, Path]:
+    """The sources, the config and the output of a command; `key=value` words go where their key belongs."""
+    own = {field.name for field in fields(SourcesConfig)}
+    words = [options.source, *(word for word in options.config if word.partition("=")[0].partition(".")[0] in own)]
+    rest = [word for word in options.config if word not in words]
+    source = ["data.task=null", "data.instances=[]", "data.pool=[]", "data.examples=-"]
+    config = load_config([*rest, *source])
+    shard = Shard.parse(options.shard)
+    out = Path(options.out)
+    if shard.count > 1:
+        out = out / part.format(shard.index, shard.count)
+    return Sources(words, shard), config, out
 
 
 def _score(options: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import math
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cappy_lightning.errors import InputError
+
+Schema = typing.TypeVar("Schema")
 
 
 def key(default: Any, help: str) -> Any:
@@ -66,11 +68,14 @@ class FinetuneConfig:
 class DataConfig:
     """Where the training and validation data come from. Exactly one of pool, examples, task, instances."""
 
-    pool: str | None = key(None, "Pool file (JSONL): examples with their candidates; goes before `task`")
-    examples: str | None = key(None, "Example file (JSONL); those with references are answered by the backbone first")
+    pool: list[str] = key([], "Pool files (JSONL): examples with their candidates; go before `task`")
+    examples: str | None = key(
+        None,
+        "Examples (JSONL, CSV, Parquet, or a sources file); those with references are answered by the backbone first",
+    )
     task: str | None = key(None, "BIG-bench task name; its candidates are recorded from the backbone once")
     instances: list[str] = key(
-        [], "Training instances: directories of Parquet shards, or JSONL or Parquet files with your own scores"
+        [], "Training instances: directories of Parquet shards, or JSONL, CSV or Parquet files with your own scores"
     )
     validation_instances: list[str] = key(
         [], "Validation instances in the same forms; empty: split off from `instances`"
@@ -78,26 +83,63 @@ class DataConfig:
     validation_fraction: float = key(0.2, "Share of the examples that become the validation split, where there is none")
     max_train: int | None = key(None, "Most training examples, drawn by `seed`; null: all")
     max_validation: int | None = key(None, "Most validation examples, drawn by `seed`; null: all")
-    mismatches: int = key(1, "Mismatch instances per training example (score 0)")
     seed: int = key(0, "Seed of splits, caps and mismatches; the training seed leaves them alone")
     workers: int = key(0, "Loader processes per rank; 0: in the training process")
+
+
+@dataclass
+class LabelConfig:
+    """How responses get their weak labels. `score` and `tokenizer` are the metric of reports, too."""
+
+    score: str = key(
+        "rouge_l",
+        "Score of a sampled response: rouge_l, exact_match, token_f1, or package.module:function of"
+        " (instruction, references, response)",
+    )
+    tokenizer: str = key(
+        "paper", "Tokens of rouge_l and token_f1: paper (a-z, 0-9, stems; Latin script only) or unicode (every script)"
+    )
+    mismatches: int = key(1, "Mismatch instances per training example (score 0)")
+    max_wrong_choices: int | None = key(None, "Most wrong choices per training example, drawn by data.seed; null: all")
 
 
 @dataclass
 class BackboneConfig:
     """The frozen LLM that proposes candidates, and how it is asked."""
 
-    url: str | None = key(None, "OpenAI-compatible server (key from $OPENAI_API_KEY); null: the embedded SmolLM2-135M")
-    model: str | None = key(None, "Model name to ask the server for")
+    kind: str = key(
+        "embedded",
+        "embedded (SmolLM2-135M, packaged), openai (any endpoint that speaks the OpenAI API; key from"
+        " $OPENAI_API_KEY), transformers (a model in this process) or recorded (pool files)",
+    )
+    url: str | None = key(None, "openai: base URL of the endpoint; null: OpenAI's own, or $OPENAI_BASE_URL")
+    model: str | None = key(None, "openai: model name; transformers: hub name, local path or .gguf file")
+    revision: str | None = key(None, "transformers: branch, tag or commit of the model on the hub")
+    pools: list[str] = key([], "recorded: pool files that hold the candidates")
+    chat: bool = key(False, "Ask in a chat: the model's chat template is applied, shots become earlier turns")
     decodings: dict[str, int] = key(
         {"greedy": 1, "sampling": 4, "temperature_0.7": 4, "nucleus_0.9": 4},
-        "Candidates per decoding; 0 leaves one of these out",
+        "Candidates per decoding (greedy, beam_K, sampling, temperature_T, top_k_K, nucleus_P); 0 leaves one out",
     )
     shots: int = key(3, "Training examples shown in the prompt, the same for every example")
-    template: str = key("Question: {instruction}\nAnswer:", "How the prompt shows an instruction; answers follow it")
-    stop: str = key("\n", "Where an answer ends")
+    template: str | None = key(
+        None,
+        "How the prompt shows an instruction; null: 'Question: {instruction}\\nAnswer:', in a chat '{instruction}'",
+    )
+    stop: str | None = key(None, "Where an answer ends; '': nowhere; null: at the end of the line, in a chat nowhere")
     max_tokens: int = key(48, "Most tokens of an answer")
+    min_tokens: int = key(0, "transformers: least tokens of an answer")
     seed: int = key(0, "Seed of the shots and of sampling")
+    concurrency: int = key(4, "embedded, openai: HTTP requests under way at a time")
+    timeout: float = key(120.0, "embedded, openai: seconds that one request may take")
+    retries: int = key(6, "embedded, openai: times that a failed request (429, 5xx, no connection) is sent again")
+    batch_size: int = key(8, "transformers: prompts that are answered together")
+    max_prompt_tokens: int = key(512, "transformers: most tokens of a prompt; a longer one loses its beginning")
+    device: str = key("auto", "transformers: cpu, cuda, cuda:1 ...; auto: a GPU if there is one")
+    input_price: float | None = key(None, "US dollars per million prompt tokens, to show the cost")
+    output_price: float | None = key(None, "US dollars per million answer tokens, to show the cost")
+    budget_tokens: int | None = key(None, "Stop when so many tokens (prompts and answers) have been used")
+    budget_usd: float | None = key(None, "Stop when so many US dollars have been spent; needs both prices")
 
 
 @dataclass
@@ -144,6 +186,7 @@ class Config:
     scorer: ScorerConfig = section(ScorerConfig)
     finetune: FinetuneConfig = section(FinetuneConfig)
     data: DataConfig = section(DataConfig)
+    label: LabelConfig = section(LabelConfig)
     backbone: BackboneConfig = section(BackboneConfig)
     batch: BatchConfig = section(BatchConfig)
     optimizer: OptimizerConfig = section(OptimizerConfig)
@@ -158,11 +201,22 @@ def load_config(arguments: Sequence[str]) -> Config:
     """
     if not arguments:
         raise InputError("train", "no recipe, expected RECIPE.yaml [OVERLAY.yaml ...] [key=value ...]")
-    merged = OmegaConf.structured(Config)
+    config = merge(Config, arguments)
+    check_config(config)
+    return config
+
+
+def merge(schema: type[Schema], arguments: Sequence[str]) -> Schema:
+    """Merge YAML files and `key=value` words, left to right, onto a dataclass.
+
+    Raises:
+        InputError: a file that cannot be read, an unknown key, or a value of the wrong type.
+    """
+    merged = OmegaConf.structured(schema)
     for argument in arguments:
         overlay, where = _parse_argument(argument)
         try:
-            _check_keys(overlay, merged, where, "")
+            _check_keys(overlay, merged, where, list(all_keys(schema)))
             merged = typing.cast(DictConfig, OmegaConf.merge(merged, overlay))
         except OmegaConfBaseException as error:
             raise InputError(f"{where}: {error.full_key or ''}", _reason(error)) from None
@@ -170,11 +224,9 @@ def load_config(arguments: Sequence[str]) -> Config:
             raise InputError(where, str(error).splitlines()[0]) from None
     try:
         OmegaConf.resolve(merged)
-        config = typing.cast(Config, OmegaConf.to_object(merged))
+        return typing.cast(Schema, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
         raise InputError(error.full_key or "config", _reason(error)) from None
-    check_config(config)
-    return config
 
 
 def _reason(error: OmegaConfBaseException) -> str:
@@ -210,21 +262,21 @@ def _parse_argument(argument: str) -> tuple[DictConfig, str]:
     return loaded, argument
 
 
-def _check_keys(overlay: DictConfig, schema: DictConfig, where: str, prefix: str) -> None:
-    """Every key of the overlay must stand in the schema; a single value may stand for a list of one."""
+def _check_keys(overlay: DictConfig, schema: DictConfig, where: str, known: Sequence[str], prefix: str = "") -> None:
+    """Every key of the overlay must stand in the schema; a single value may stand for a list of one, null for none."""
     for name in list(overlay):
         path = f"{prefix}{name}"
         if name not in schema:
-            near = difflib.get_close_matches(path, list(all_keys()), n=1, cutoff=0.5)
+            near = difflib.get_close_matches(path, known, n=1, cutoff=0.5)
             hint = f", did you mean '{near[0]}'?" if near else ""
             raise InputError(where, f"unknown key '{path}'{hint}")
         below, value = OmegaConf.get_type(schema, name), overlay._get_node(name)
         if dataclasses.is_dataclass(below):
             if not isinstance(value, DictConfig):
                 raise InputError(where, f"'{path}' is a section, expected keys below it")
-            _check_keys(value, schema[name], where, f"{path}.")
-        elif below is list and OmegaConf.is_config(value) is False and overlay[name] is not None:
-            overlay[name] = [overlay[name]]
+            _check_keys(value, schema[name], where, known, f"{path}.")
+        elif below is list and not OmegaConf.is_config(value):
+            overlay[name] = [] if overlay[name] in (None, "") else [overlay[name]]
 
 
 def all_keys(cls: type = Config, prefix: str = "") -> dict[str, dataclasses.Field[Any]]:
@@ -296,13 +348,12 @@ def check_config(config: Config) -> None:
     expect(0 < data.validation_fraction < 1, "data.validation_fraction", "a share between 0 and 1")
     expect(data.max_train is None or data.max_train >= 1, "data.max_train", "at least 1")
     expect(data.max_validation is None or data.max_validation >= 1, "data.max_validation", "at least 1")
-    expect(data.mismatches >= 0, "data.mismatches", "0 or more")
+    label = config.label
+    expect(label.tokenizer in ("paper", "unicode"), "label.tokenizer", "paper or unicode")
+    expect(label.mismatches >= 0, "label.mismatches", "0 or more")
+    expect(label.max_wrong_choices is None or label.max_wrong_choices >= 0, "label.max_wrong_choices", "0 or more")
     expect(data.workers >= 0, "data.workers", "0 or more")
-    expect("{instruction}" in backbone.template, "backbone.template", "a text with {instruction} in it")
-    expect(backbone.shots >= 0, "backbone.shots", "0 or more")
-    expect(backbone.max_tokens >= 1, "backbone.max_tokens", "at least 1")
-    expect(any(backbone.decodings.values()), "backbone.decodings", "at least one decoding")
-    expect(bool(backbone.stop), "backbone.stop", "a text at which an answer ends")
+    _check_backbone(backbone, expect)
     expect(batch.micro_size >= 1, "batch.micro_size", "at least 1")
     expect(batch.validation_size >= 1, "batch.validation_size", "at least 1")
     expect(trainer.devices >= 1, "trainer.devices", "at least 1")
@@ -325,3 +376,26 @@ def check_config(config: Config) -> None:
     expect(trainer.strategy in ("auto", "ddp"), "trainer.strategy", "auto or ddp")
     expect(trainer.precision in ("32-true", "bf16-mixed"), "trainer.precision", "32-true or bf16-mixed")
     expect(trainer.gradient_clip is None or trainer.gradient_clip > 0, "trainer.gradient_clip", "above 0, or null")
+
+
+def _check_backbone(backbone: BackboneConfig, expect: Callable[[bool, str, str], None]) -> None:
+    kinds = ("embedded", "openai", "transformers", "recorded")
+    expect(backbone.kind in kinds, "backbone.kind", f"one of {', '.join(kinds)}")
+    for name, kind in (("url", "openai"), ("pools", "recorded"), ("min_tokens", "transformers")):
+        expect(backbone.kind == kind or not getattr(backbone, name), f"backbone.{name}", f"it only with kind={kind}")
+    expect(backbone.kind != "transformers" or bool(backbone.model), "backbone.model", "a model for kind=transformers")
+    expect(backbone.kind != "recorded" or bool(backbone.pools), "backbone.pools", "pool files for kind=recorded")
+    template = backbone.template
+    expect(template is None or "{instruction}" in template, "backbone.template", "a text with {instruction} in it")
+    expect(any(backbone.decodings.values()), "backbone.decodings", "at least one decoding")
+    for name in ("shots", "retries", "min_tokens"):
+        expect(getattr(backbone, name) >= 0, f"backbone.{name}", "0 or more")
+    for name in ("max_tokens", "concurrency", "batch_size", "max_prompt_tokens"):
+        expect(getattr(backbone, name) >= 1, f"backbone.{name}", "at least 1")
+    expect(backbone.min_tokens <= backbone.max_tokens, "backbone.min_tokens", "at most backbone.max_tokens")
+    expect(0 < backbone.timeout < math.inf, "backbone.timeout", "seconds above 0")
+    for name in ("input_price", "output_price", "budget_tokens", "budget_usd"):
+        value = getattr(backbone, name)
+        expect(value is None or 0 <= value < math.inf, f"backbone.{name}", "0 or more, or null")
+    priced = backbone.input_price is not None and backbone.output_price is not None
+    expect(backbone.budget_usd is None or priced, "backbone.budget_usd", "it only beside both prices")

@@ -145,6 +145,23 @@ def open_input(path: str | Path) -> Iterator[BinaryIO]:
         yield stream
 
 
+def parse_line(line: bytes, where: str) -> dict[str, Any]:
+    """The object of one line of JSON Lines.
+
+    Raises:
+        InputError: not UTF-8, not JSON, or not an object.
+    """
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise InputError(where, f"byte {error.start + 1} of the line is not UTF-8 text") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(where, f"not valid JSON ({error}), expected one object a line") from None
+    if not isinstance(row, dict):
+        raise InputError(where, f"found {type(row).__name__}, expected a JSON object")
+    return row
+
+
 def read_jsonl(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects of a JSON Lines file, each with its place (`file:line`). Blank lines are passed over.
 
@@ -158,14 +175,7 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
             if not line.strip():
                 continue
             where = f"{name}:{number}"
-            try:
-                row = json.loads(line.decode("utf-8"))
-            except UnicodeDecodeError as error:
-                raise InputError(where, f"byte {error.start + 1} of the line is not UTF-8 text") from None
-            except (ValueError, RecursionError) as error:
-                raise InputError(where, f"not valid JSON ({error}), expected one object a line") from None
-            if not isinstance(row, dict):
-                raise InputError(where, f"found {type(row).__name__}, expected a JSON object")
+            row = parse_line(line, where)
             found = True
             yield where, row
     if not found:

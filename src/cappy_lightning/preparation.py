@@ -8,18 +8,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cappy_lightning.backbones.generate import fingerprint, record_pools
+from cappy_lightning.backbones.generate import fingerprint, record_pools, survey
 from cappy_lightning.config import Config
-from cappy_lightning.data.shards import MANIFEST, read_manifest, read_table, read_user_file, write_instances
+from cappy_lightning.data.shards import MANIFEST, find_directories, read_manifest, read_table, write_instances
 from cappy_lightning.errors import InputError
-from cappy_lightning.files import cache_dir, open_input, read_jsonl, to_line
-from cappy_lightning.labeling.weak_labels import cap_examples, in_validation, label_candidates, label_pools, with_split
+from cappy_lightning.files import cache_dir, open_input, to_line
+from cappy_lightning.labeling.weak_labels import Labeler, cap_examples, in_validation, with_split
 from cappy_lightning.progress import say
 from cappy_lightning.records import Example, Instance, Pool
 from cappy_lightning.run_dir import rank
 from cappy_lightning.selection.baselines import check_names
 from cappy_lightning.sources.bigbench import bigbench_examples
-from cappy_lightning.sources.jsonl import read_examples, read_labelled_pools
+from cappy_lightning.sources.jsonl import read_labelled_pools
+from cappy_lightning.sources.rows import file_rows
+from cappy_lightning.sources.spec import Sources
 
 #: Seconds between looks at whether the first rank has written the instances.
 POLL = 0.5
@@ -49,12 +51,15 @@ def prepare(config: Config, directory: Path) -> Prepared:
     targets = directory / "train", directory / "validation"
     made_by = {
         "data": vars(config.data),
+        "label": vars(config.label),
         "sha256": _hash(to_line(pool.to_row()).encode() for pool in train + validation),
     }
     if rank() == 0:
-        labelled = label_pools(train, mismatches=config.data.mismatches, seed=config.data.seed)
-        _write_once(labelled, targets[0], made_by)
-        _write_once(label_candidates(validation), targets[1], made_by)
+        labeler = Labeler(config.label, config.data.seed)
+        _write_once(labeler.training(train), targets[0], made_by)
+        _write_once(labeler.validation(validation), targets[1], made_by)
+        for warning in labeler.warnings():
+            say(warning)
         say(f"{len(train)} training and {len(validation)} validation examples, {_count(targets[0])} training instances")
     else:
         _wait_for(targets)
@@ -71,8 +76,8 @@ def split_pools(config: Config, pools: Sequence[Pool]) -> tuple[list[Pool], list
     if len({bool(pool.example.references) for pool in pools}) > 1:
         raise InputError("data", "some examples have references and some choices, expected one kind")
     check_names(pools, config.scorer.name)
-    examples = with_split([pool.example for pool in pools], data.validation_fraction, data.seed)
-    pools = [replace(pool, example=example) for pool, example in zip(pools, examples, strict=True)]
+    examples = with_split(lambda: [pool.example for pool in pools], data.validation_fraction, data.seed)
+    pools = [replace(pool, example=example) for pool, example in zip(pools, examples(), strict=True)]
     train = [pool for pool in pools if pool.example.split == "train"]
     validation = [pool for pool in pools if pool.example.split == "validation"]
     for name, side in (("training", train), ("validation", validation)):
@@ -90,22 +95,39 @@ def _pools(config: Config) -> Iterable[Pool]:
         examples = _capped(config, bigbench_examples(data.task))
     else:
         assert data.examples is not None
-        examples = _capped(config, read_examples(data.examples))
+        examples = _capped(config, _distinct(data.examples))
     if all(example.choices for example in examples):  # the choices are the candidates
-        return [Pool.from_row(example.to_row(), data.examples) for example in examples]
+        return map(Pool.of_example, examples)
     path = (
         cache_dir()
         / "pools"
-        / f"{data.task or Path(str(data.examples)).stem}-{fingerprint(examples, config.backbone)}.jsonl"
+        / f"{data.task or Path(str(data.examples)).stem}-{fingerprint(survey(examples).digest, config.backbone)}.jsonl"
     )
     if rank() == 0:
         if path.exists():
             say(f"candidates were recorded before: {path}")
         else:
-            record_pools(examples, config.backbone, path)
+            record_pools(lambda: examples, config.backbone, path)
     else:
         _wait_for([path])
-    return read_labelled_pools(path)
+    return read_labelled_pools([path])
+
+
+def _distinct(source: str) -> list[Example]:
+    """All examples of a file or sources file.
+
+    Raises:
+        InputError: an id stands twice.
+    """
+    sources = Sources([source])
+    found: dict[tuple[str, str], Example] = {}
+    for pool in sources.pools():
+        example = pool.example
+        if found.setdefault((example.task, example.id), example) is not example:
+            raise InputError(source, f"id '{example.id}' of task '{example.task}' stands there twice")
+    for note in sources.notes():
+        say(note)
+    return list(found.values())
 
 
 def _capped(config: Config, examples: list[Example]) -> list[Example]:
@@ -143,10 +165,10 @@ def _prepare_instances(config: Config, directory: Path) -> Prepared:
 
 
 def _as_directories(sources: Sequence[str], directory: Path) -> tuple[Path, ...]:
-    directories = []
+    directories: list[Path] = []
     for number, source in enumerate(sources):
-        if (Path(source) / MANIFEST).is_file():
-            directories.append(Path(source))
+        if Path(source).is_dir():
+            directories += find_directories(Path(source))
             continue
         target = directory / f"{number:03d}"
         if rank() == 0:
@@ -164,16 +186,13 @@ def _read_all(sources: Sequence[str]) -> Iterator[Instance]:
 def _read_one(source: str) -> Iterator[Instance]:
     path = Path(source)
     if path.is_dir():
-        for batch in read_table([read_manifest(path)]).to_batches():
-            for row in batch.to_pylist():
-                yield Instance(**row)
-    elif path.suffix == ".parquet":
-        yield from read_user_file(path)
-    elif path.suffix == ".jsonl":
-        for where, row in read_jsonl(path):
-            yield Instance.from_row(row, where)
+        for directory in find_directories(path):
+            for batch in read_table([read_manifest(directory)]).to_batches():
+                for row in batch.to_pylist():
+                    yield Instance(**row)
     else:
-        raise InputError(source, "expected a directory with manifest.json, a .parquet or a .jsonl file")
+        for where, row in file_rows([source]).read():
+            yield Instance.from_row(row, where)
 
 
 def _write_once(instances: Iterable[Instance], target: Path, made_by: dict[str, Any]) -> None:
@@ -192,11 +211,12 @@ def _hash(parts: Iterable[bytes]) -> str:
 
 
 def _content(source: str) -> Iterator[bytes]:
-    """The bytes of a file; of a directory those of its manifest, which holds the hashes of the shards."""
+    """The bytes of a file; of a directory those of its manifests, which hold the hashes of the shards."""
     path = Path(source)
-    with open_input(path / MANIFEST if path.is_dir() else path) as stream:
-        while block := stream.read(1 << 20):
-            yield block
+    for file in [directory / MANIFEST for directory in find_directories(path)] if path.is_dir() else [path]:
+        with open_input(file) as stream:
+            while block := stream.read(1 << 20):
+                yield block
 
 
 def _count(target: Path) -> int:

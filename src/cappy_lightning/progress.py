@@ -30,9 +30,9 @@ def bar() -> Progress:
 
 
 class Ticker:
-    """Progress towards a known total, drawn as a bar or as lines, whichever fits standard error."""
+    """Progress towards a total, if it is known, drawn as a bar or as lines, whichever fits standard error."""
 
-    def __init__(self, description: str, total: int, done: int = 0) -> None:
+    def __init__(self, description: str, total: int | None, done: int = 0) -> None:
         self.description, self.total, self.done = description, total, done
         self._start, self._started_at = time.monotonic(), done
         self._last_line = self._start
@@ -52,8 +52,11 @@ class Ticker:
         elif time.monotonic() - self._last_line >= LOG_EVERY:
             self._last_line = time.monotonic()
             rate = (self.done - self._started_at) / (self._last_line - self._start)
-            left = (self.total - self.done) / rate if rate else float("inf")
-            say(f"{self.description}: {self.done}/{self.total}, about {left:.0f} s left {info}".rstrip())
+            if self.total is None:
+                say(f"{self.description}: {self.done}, {rate:.0f} a second {info}".rstrip())
+            else:
+                left = (self.total - self.done) / rate if rate else float("inf")
+                say(f"{self.description}: {self.done}/{self.total}, about {left:.0f} s left {info}".rstrip())
 
     def __exit__(self, *_: object) -> None:
         if self._bar:

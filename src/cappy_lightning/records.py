@@ -67,6 +67,13 @@ def _number(row: dict[str, Any], key: str, where: object) -> float | None:
     return number
 
 
+def _score(row: dict[str, Any], where: object) -> float:
+    score = row.get("score")
+    if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
+        raise InputError(where, f"field 'score' is {score!r}, expected a number from 0 to 1")
+    return float(score)
+
+
 def pair_from_row(row: dict[str, Any], where: object) -> tuple[str, str]:
     """The (instruction, response) of a JSON object, whatever else it holds."""
     return _text(row, "instruction", where), _text(row, "response", where)
@@ -134,13 +141,14 @@ class Candidate:
 
     `log_likelihood_sum` is the natural log-probability of the response's tokens under the LLM that made
     it (with the end of the answer where the LLM reports it), `log_likelihood_mean` the same per token;
-    both are absent where the LLM gives none.
+    both are absent where the LLM gives none. `score`, in [0, 1], is the user's own judgement, if any.
     """
 
     response: str
     decoding: str
     log_likelihood_sum: float | None = None
     log_likelihood_mean: float | None = None
+    score: float | None = None
 
     @classmethod
     def from_row(cls, row: Any, where: object) -> "Candidate":
@@ -152,6 +160,7 @@ class Candidate:
             _text(row, "decoding", where) if "decoding" in row else "given",
             _number(row, "log_likelihood_sum", where),
             _number(row, "log_likelihood_mean", where),
+            None if row.get("score") is None else _score(row, where),
         )
 
     def to_row(self) -> dict[str, Any]:
@@ -171,18 +180,29 @@ class Pool:
     prompt: str | None = None
 
     @classmethod
-    def from_row(cls, row: dict[str, Any], where: object, *, labelled: bool = True) -> "Pool":
-        """Check and convert one JSON object; `labelled=False` accepts pools without a right answer.
+    def of_example(cls, example: Example) -> "Pool":
+        """An example before any LLM has answered it: its choices are its candidates, if it has any."""
+        return cls(example, tuple(Candidate(choice, "choice") for choice in example.choices))
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any], where: object, *, labelled: bool = True, answered: bool = True) -> "Pool":
+        """Check and convert one JSON object.
 
         The candidates of an example with choices are its choices, when none are given.
+
+        Args:
+            row: the object.
+            where: its place, for messages.
+            labelled: refuse a pool without references and choices.
+            answered: refuse a pool without candidates.
         """
         if not labelled and "references" not in row and "choices" not in row:
             example = Example.from_row({**row, "references": ["-"]}, where)
             example = Example(example.task, example.id, example.instruction, split=example.split)
         else:
             example = Example.from_row(row, where)
-        if example.choices and "candidates" not in row:
-            return cls(example, tuple(Candidate(choice, "choice") for choice in example.choices))
+        if "candidates" not in row and (example.choices or not answered):
+            return cls.of_example(example)
         candidates = row.get("candidates")
         if not isinstance(candidates, list) or not candidates:
             raise InputError(where, "field 'candidates' must be a non-empty list of {\"response\": ...}")
@@ -218,9 +238,7 @@ class Instance:
         instruction belong to the same example.
         """
         instruction, response = _text(row, "instruction", where), _text(row, "response", where)
-        score = row.get("score")
-        if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
-            raise InputError(where, f"field 'score' is {score!r}, expected a number from 0 to 1")
+        score = _score(row, where)
         origin = row.get("origin", "given")
         if origin not in ORIGINS:
             raise InputError(where, f"field 'origin' is {origin!r}, expected one of {', '.join(ORIGINS)}")
@@ -229,7 +247,7 @@ class Instance:
             example_id = hashlib.sha256(instruction.encode()).hexdigest()[:16]
         task = _unicode("default" if task is None else str(task), "task", where)
         example_id = _unicode(str(example_id), "example_id", where)
-        return cls(instruction, response, float(score), origin, task, example_id)
+        return cls(instruction, response, score, origin, task, example_id)
 
 
 @dataclass(frozen=True)

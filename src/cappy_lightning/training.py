@@ -168,7 +168,7 @@ def _evaluate(
     results.add_validation(datamodule.total_steps, values, *tensors[1:])
     known = dict(zip(pairs, logits.tolist(), strict=True))
     selections = [select_by_logits(cappy, pool, known) for pool in data.validation_pools]
-    return make_report(data.validation_pools, selections, config.scorer.name)
+    return make_report(data.validation_pools, selections, config.scorer.name, config.label)
 
 
 def show_results(run: Path, as_json: bool) -> None:

@@ -7,9 +7,9 @@ from cappy_lightning.config import BackboneConfig
 from cappy_lightning.errors import InputError
 
 BAD = [
-    "", "Greedy", "beam_4", "temperature", "temperature_", "temperature_0", "temperature_0.0", "temperature_-1",
-    "temperature_1e3", "temperature_nan", "temperature_.7", "temperature_7.", "top_k_0", "top_k_2.5", "top_k_-3",
-    "nucleus_0", "nucleus_1.1", "nucleus_90", "nucleus_0.9 ", "top_p_0.9", "sampling\n",
+    "", "Greedy", "beam", "beam_1", "beam_2.5", "temperature", "temperature_", "temperature_0", "temperature_0.0",
+    "temperature_-1", "temperature_1e3", "temperature_nan", "temperature_.7", "temperature_7.", "top_k_0",
+    "top_k_2.5", "top_k_-3", "nucleus_0", "nucleus_1.1", "nucleus_90", "nucleus_0.9 ", "top_p_0.9", "sampling\n",
 ]  # fmt: skip
 
 
@@ -24,6 +24,8 @@ BAD = [
         ("top_k_1", 2, Decoding("top_k_1", 2, top_k=1)),
         ("nucleus_0.9", 5, Decoding("nucleus_0.9", 5, top_p=0.9)),
         ("nucleus_1", 5, Decoding("nucleus_1", 5, top_p=1.0)),
+        ("beam_4", 1, Decoding("beam_4", 1, beams=4)),
+        ("beam_2", 2, Decoding("beam_2", 2, beams=2)),
     ],
 )
 def test_a_name_says_the_settings_and_leaves_the_others_alone(name: str, n: int, expected: Decoding) -> None:
@@ -35,9 +37,10 @@ def test_a_name_says_the_settings_and_leaves_the_others_alone(name: str, n: int,
     [
         ("sampling", 0, "is 0, expected a number of candidates of at least 1"),
         ("greedy", -1, "is -1, expected a number of candidates of at least 1"),
+        ("beam_4", 5, "is 5, expected at most 4 (the beams)"),
         ("greedy", 2, "is 2, expected 1 (greedy decoding has one answer)"),
         *(
-            (name, 1, "unknown decoding, expected greedy, sampling, temperature_T, top_k_K or nucleus_P")
+            (name, 1, "unknown decoding, expected greedy, beam_K, sampling, temperature_T, top_k_K or nucleus_P")
             for name in BAD
         ),
     ],

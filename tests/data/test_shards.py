@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cappy_lightning.data.shards import MANIFEST, SCHEMA, read_manifest, read_table, read_user_file, write_instances
+from cappy_lightning.data.shards import MANIFEST, SCHEMA, read_manifest, read_table, write_instances
 from cappy_lightning.errors import InputError
 from cappy_lightning.records import ORIGINS, Instance
 
@@ -244,35 +244,3 @@ def test_more_columns_and_wider_numbers_are_no_harm(written: Path) -> None:
     before = read_all(written)
     change_shard(written / "shard-00000.parquet", widen)
     assert read_all(written).to_pylist() == before.to_pylist()
-
-
-def test_a_file_of_the_users_own_is_read_by_the_rules_of_instances(tmp_path: Path) -> None:
-    path = tmp_path / "mine.parquet"
-    pq.write_table(pa.table({"instruction": ["a", "b"], "response": ["c", "d"], "score": [1, 0], "more": [1, 2]}), path)
-    one, other = read_user_file(path)
-    assert (one.instruction, one.response, one.score, one.origin, one.task) == ("a", "c", 1.0, "given", "default")
-    assert one.example_id != other.example_id
-
-
-@pytest.mark.parametrize(
-    ("column", "problem"),
-    [
-        ({"score": [0.5, 2.0]}, "row 2: field 'score' is 2.0"),
-        ({"score": [0.5, None]}, "row 2: field 'score' is None"),
-        ({"score": ["0.5", "1"]}, "row 1: field 'score' is '0.5'"),
-        ({"score": [0.5, 0.5], "origin": ["gold", "me"]}, "row 2: field 'origin' is 'me'"),
-        ({"score": [0.5, 0.5], "response": [None, "a"]}, "row 1: field 'response' is NoneType"),
-        ({}, "row 1: field 'score' is None"),
-    ],
-)
-def test_a_bad_row_of_the_users_own_is_refused_by_file_and_row(tmp_path: Path, column: Any, problem: str) -> None:
-    path = tmp_path / "mine.parquet"
-    pq.write_table(pa.table({"instruction": ["a", "b"], "response": ["c", "d"]} | column), path)
-    assert refusal(lambda: list(read_user_file(path))).startswith(f"{path}: {problem}")
-
-
-def test_what_is_no_parquet_file_is_refused_by_its_name(tmp_path: Path) -> None:
-    path = tmp_path / "mine.parquet"
-    for _ in range(2):  # first missing, then text
-        assert refusal(lambda: list(read_user_file(path))).startswith(f"{path}: is no readable Parquet file (")
-        path.write_text("instruction,response,score\n")

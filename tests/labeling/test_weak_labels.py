@@ -5,17 +5,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from conftest import rouge_l
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cappy_lightning.config import LabelConfig
 from cappy_lightning.errors import InputError
-from cappy_lightning.labeling.rouge import rouge_l
 from cappy_lightning.labeling.weak_labels import (
+    Labeler,
     cap_examples,
     draw_mismatches,
     in_validation,
-    label_candidates,
-    label_pools,
     with_split,
 )
 from cappy_lightning.records import Candidate, Example, Instance, Pool, normalize
@@ -33,7 +33,11 @@ def labels(instances: Sequence[Instance]) -> list[tuple[str, float, str]]:
 
 
 def label(pools: Sequence[Pool], mismatches: int = 0, seed: int = 0) -> list[Instance]:
-    return list(label_pools(pools, mismatches=mismatches, seed=seed))
+    return list(Labeler(LabelConfig(mismatches=mismatches), seed).training(pools))
+
+
+def label_candidates(pools: Sequence[Pool]) -> list[Instance]:
+    return list(Labeler(LabelConfig(), 0).validation(pools))
 
 
 MANY = [pool(str(n), [f"answer {n}", f"reply {n}"], [f"answer {n + 1}", "none"]) for n in range(40)]
@@ -138,7 +142,7 @@ def test_mismatches_depend_on_the_seed_and_not_on_global_randomness() -> None:
 
 def test_validation_holds_every_distinct_candidate_and_nothing_else() -> None:
     pools = [pool("first", ["a b", "not proposed"], ["a", "a b", "A B", "a", "x"]), *MANY]
-    found = list(label_candidates(pools))
+    found = label_candidates(pools)
     first = [("a b", 1.0, "gold"), ("a", 2 / 3, "sampled"), ("A B", 1.0, "sampled"), ("x", 0.0, "sampled")]
     assert labels(found)[:4] == first
     for one in pools:
@@ -147,7 +151,7 @@ def test_validation_holds_every_distinct_candidate_and_nothing_else() -> None:
 
 
 def test_validation_of_choices_scores_the_choices_that_are_candidates() -> None:
-    found = list(label_candidates([pool("1", ["x", "y", "z"], ["z", "y"], label=1)]))
+    found = label_candidates([pool("1", ["x", "y", "z"], ["z", "y"], label=1)])
     assert labels(found) == [("y", 1.0, "gold"), ("z", 0.0, "wrong_choice")]
 
 
@@ -198,14 +202,14 @@ def test_a_candidate_that_is_no_choice_is_wrong_in_training_and_validation() -> 
     odd = pool("1", ["yes", "no"], ["yes", "Yes.", "maybe", "yes"], label=0)
     wrong = [("Yes.", 0.0, "wrong_choice"), ("maybe", 0.0, "wrong_choice")]
     assert labels(label([odd])) == [("yes", 1.0, "gold"), ("no", 0.0, "wrong_choice"), *wrong]
-    assert labels(list(label_candidates([odd]))) == [("yes", 1.0, "gold"), *wrong]
+    assert labels(label_candidates([odd])) == [("yes", 1.0, "gold"), *wrong]
 
 
 def test_a_split_is_kept_made_or_refused() -> None:
     bare = [one.example for one in MANY]
-    made = with_split(bare, 0.25, 0)
+    made = list(with_split(lambda: bare, 0.25, 0)())
     assert {example.split for example in made} == {"train", "validation"}
     assert [e.split == "validation" for e in made] == [in_validation(e.id, e.task, 0.25, 0) for e in bare]
-    assert with_split(made, 0.9, 7) == made
+    assert list(with_split(lambda: made, 0.9, 7)()) == made
     with pytest.raises(InputError, match="1 of 2 examples name a split, expected all or none"):
-        with_split([made[0], bare[1]], 0.25, 0)
+        with_split(lambda: [made[0], bare[1]], 0.25, 0)

@@ -1,16 +1,33 @@
 """Every way to pick from a pool, against values computed by hand (see hand_pools.py)."""
 
 import random
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
 import pytest
+from conftest import ROUGE, rouge_l
 from hand_pools import POOLS, REWARDS, SELECTIONS, VALUES, selected
 
 from cappy_lightning.errors import InputError
-from cappy_lightning.labeling.rouge import rouge_l
-from cappy_lightning.records import Candidate, Example, Pool, normalize
-from cappy_lightning.selection.baselines import first_best, majority, method_values, minimum_bayes_risk, rewards
+from cappy_lightning.records import Candidate, Example, Pool, Selection, normalize
+from cappy_lightning.selection import baselines
+from cappy_lightning.selection.baselines import first_best, majority
+
+
+def rewards(one: Pool) -> list[float]:
+    (found,) = baselines.rewards([one], ROUGE)
+    return found
+
+
+def method_values(
+    pools: Sequence[Pool], selections: Sequence[Selection], name: str
+) -> tuple[dict[str, list[float]], dict[str, str]]:
+    return baselines.method_values(pools, selections, name, ROUGE, ROUGE)
+
+
+def minimum_bayes_risk(one: Pool) -> int:
+    return baselines.minimum_bayes_risk(one, ROUGE)
 
 
 def pool(responses: list[str], decodings: list[str] | None = None, **example: Any) -> Pool:

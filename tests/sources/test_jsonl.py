@@ -17,7 +17,7 @@ QUICKSTART = Path(__file__).parents[2] / "data" / "quickstart" / "examples.jsonl
 
 READERS = [
     pytest.param(read_examples, EXAMPLE, id="examples"),
-    pytest.param(read_labelled_pools, POOL, id="labelled pools"),
+    pytest.param(lambda path: read_labelled_pools([path]), POOL, id="labelled pools"),
 ]
 
 
@@ -59,7 +59,9 @@ def test_tasks_may_share_ids(tmp_path: Path, read: Callable[[Path], Any], row: d
     assert len(read(write(tmp_path / "f.jsonl", row, row | {"task": "u"}))) == 2
 
 
-@pytest.mark.parametrize("read", [read_examples, read_labelled_pools, lambda path: list(read_pools(path))])
+@pytest.mark.parametrize(
+    "read", [read_examples, lambda path: read_labelled_pools([path]), lambda path: list(read_pools(path))]
+)
 def test_a_bad_row_is_refused_by_file_and_line(tmp_path: Path, read: Callable[[Path], Any]) -> None:
     path = write(tmp_path / "f.jsonl", POOL, {"task": "t"})
     with pytest.raises(InputError) as error:
@@ -70,7 +72,7 @@ def test_a_bad_row_is_refused_by_file_and_line(tmp_path: Path, read: Callable[[P
 def test_a_bad_candidate_is_refused_by_file_line_and_place(tmp_path: Path) -> None:
     path = write(tmp_path / "f.jsonl", POOL | {"candidates": [{"response": "a"}, {"response": 3}]})
     with pytest.raises(InputError) as error:
-        read_labelled_pools(path)
+        read_labelled_pools([path])
     assert str(error.value) == f"{path}:1: candidates[1]: field 'response' is int, expected a text"
 
 
@@ -91,7 +93,9 @@ def test_pools_are_read_one_at_a_time(tmp_path: Path) -> None:
         next(pools)
 
 
-@pytest.mark.parametrize("read", [read_examples, read_labelled_pools, lambda path: list(read_pools(path))])
+@pytest.mark.parametrize(
+    "read", [read_examples, lambda path: read_labelled_pools([path]), lambda path: list(read_pools(path))]
+)
 def test_a_file_that_is_missing_or_empty_is_refused_by_its_name(tmp_path: Path, read: Callable[[Path], Any]) -> None:
     path = tmp_path / "f.jsonl"
     for _ in range(2):

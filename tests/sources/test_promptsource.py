@@ -1,10 +1,12 @@
 """PromptSource templates: promptsource's own texts, seeded, sandboxed, and what is left out is said."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from cappy_lightning.errors import InputError
+from cappy_lightning.records import Example, Split
 from cappy_lightning.sources.promptsource import (
     PromptSourceExamples,
     Renderer,
@@ -40,6 +42,12 @@ ROWS = [
     {"mail": "Lovely teapot!", "label": 0, "subject": "teapot"},
     {"mail": "  Where is it? ||| Angry ", "label": 1, "subject": ""},
 ]
+
+
+def examples(
+    source: PromptSourceExamples, rows: Sequence[dict[str, object]], split: Split | None = None
+) -> list[Example]:
+    return [found for number, row in enumerate(rows) for found in source.of(number, row, split, source.templates)]
 
 
 def template(jinja: str, choices: str | None = None) -> Template:
@@ -89,7 +97,7 @@ def test_a_bad_template_file_is_refused(tmp_path: Path, content: str, expected: 
 
 def test_rows_become_examples_with_choices_or_references(folder: Path) -> None:
     source = PromptSourceExamples(read_templates(find_template_files(folder)[0]), ROWS[0].keys(), seed=0)
-    subject, first, second = source.of(ROWS, "train")
+    subject, first, second = examples(source, ROWS, "train")
     assert (subject.task, subject.id, subject.split) == ("shop_mail/uk/a subject", "train:0", "train")
     assert (subject.instruction, subject.references) == ("Write a subject line for: Lovely teapot!", ("teapot",))
     assert (first.choices, first.label) == (("Praise", "Complaint"), 0)
@@ -153,7 +161,7 @@ def test_templates_that_cannot_be_used_are_left_out_with_the_reason() -> None:
     asks = Template("mail", "asks", "{{nowhere}} ||| x", None, None, "f: asks")
     may = Template("mail", "may", "{% if c is defined %}{{c}}{% endif %}{{a}} ||| x", None, None, "f: may")
     source = PromptSourceExamples([good, broken, asks, may], ["a", "b"], seed=0)
-    assert [example.task for example in source.of([{"a": "1", "b": "2"}])] == ["mail/mine", "mail/may"]
+    assert [example.task for example in examples(source, [{"a": "1", "b": "2"}])] == ["mail/mine", "mail/may"]
     assert "does not parse" in source.left_out["broken"]
     assert source.left_out["asks"] == "asks for the column 'nowhere', which the rows do not have"
     with pytest.raises(InputError, match="no template can be used"):
@@ -162,7 +170,7 @@ def test_templates_that_cannot_be_used_are_left_out_with_the_reason() -> None:
 
 def test_rows_that_cannot_be_rendered_are_counted_with_the_first_reason() -> None:
     source = PromptSourceExamples([template("{{ 12 / a }} ||| y")], ["a"], seed=0)
-    assert [example.id for example in source.of([{"a": 0}, {"a": 3}, {"a": 0}])] == ["row:1"]
+    assert [example.id for example in examples(source, [{"a": 0}, {"a": 3}, {"a": 0}])] == ["row:1"]
     assert source.counts["mine"] == {"failed": 2, "example": 1}
     assert source.failures["mine"].startswith("row 0: ")
 

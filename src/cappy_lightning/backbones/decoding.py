@@ -8,9 +8,10 @@ from cappy_lightning.errors import InputError
 
 @dataclass(frozen=True)
 class Decoding:
-    """Sampling settings of an OpenAI-compatible completion; `n` candidates are drawn with them.
+    """Settings of decoding; `n` candidates are drawn with them.
 
-    `top_k=0` and `top_p=1` leave the distribution whole.
+    `beams` above 1 is beam search, which gives its `n` best; `temperature=0` is greedy. `top_k=0` and
+    `top_p=1` leave the distribution whole.
     """
 
     name: str
@@ -18,10 +19,13 @@ class Decoding:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    beams: int = 1
 
 
 def parse_decoding(name: str, n: int) -> Decoding:
-    """The decoding with a name: `greedy`, `sampling`, `temperature_T`, `top_k_K` or `nucleus_P`.
+    """The decoding with a name: `greedy`, `beam_K`, `sampling`, `temperature_T`, `top_k_K` or `nucleus_P`.
+
+    The paper's are `beam_4`, `sampling`, `temperature_0.9`, `top_k_40` and `nucleus_0.95`.
 
     Raises:
         InputError: an unknown name, a number outside its range, or `n` below 1.
@@ -35,12 +39,16 @@ def parse_decoding(name: str, n: int) -> Decoding:
         if n != 1:
             raise InputError(where, f"is {n}, expected 1 (greedy decoding has one answer)")
         return Decoding(name, 1, temperature=0.0)
-    match = re.fullmatch(r"(temperature|top_k|nucleus)_([0-9]{1,6}(?:\.[0-9]{1,6})?)", name)
-    value = float(match[2]) if match else 0.0
-    if match and match[1] == "temperature" and value > 0:
+    match = re.fullmatch(r"(temperature|top_k|nucleus|beam)_([0-9]{1,6}(?:\.[0-9]{1,6})?)", name)
+    kind, value = (match[1], float(match[2])) if match else ("", 0.0)
+    if kind == "temperature" and value > 0:
         return Decoding(name, n, temperature=value)
-    if match and match[1] == "top_k" and value >= 1 and value.is_integer():
+    if kind == "top_k" and value >= 1 and value.is_integer():
         return Decoding(name, n, top_k=int(value))
-    if match and match[1] == "nucleus" and 0 < value <= 1:
+    if kind == "nucleus" and 0 < value <= 1:
         return Decoding(name, n, top_p=value)
-    raise InputError(where, "unknown decoding, expected greedy, sampling, temperature_T, top_k_K or nucleus_P")
+    if kind == "beam" and value >= 2 and value.is_integer():
+        if n > value:
+            raise InputError(where, f"is {n}, expected at most {value:.0f} (the beams)")
+        return Decoding(name, n, beams=int(value))
+    raise InputError(where, "unknown decoding, expected greedy, beam_K, sampling, temperature_T, top_k_K or nucleus_P")

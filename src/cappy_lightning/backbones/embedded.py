@@ -11,7 +11,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from cappy_lightning.backbones.completions import CompletionsBackbone
+from cappy_lightning.backbones.openai_api import OpenAIBackbone
+from cappy_lightning.config import BackboneConfig
 from cappy_lightning.errors import InputError
 
 MODEL_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct (Q4_1)"
@@ -35,8 +36,8 @@ def gguf_path() -> Path:
 
 
 @contextlib.contextmanager
-def embedded_backbone() -> Iterator[CompletionsBackbone]:
-    """Start the packaged LLM's server, yield a client of it, and stop it at the end.
+def embedded_server() -> Iterator[str]:
+    """Start the packaged LLM's server, yield its address, and stop it at the end.
 
     Raises:
         InputError: one of the two packages is not installed.
@@ -54,9 +55,19 @@ def embedded_backbone() -> Iterator[CompletionsBackbone]:
     parameters.cache_ram_mib = 0  # else gigabytes of old prompts are kept; the slots keep the newest ones
     parameters.verbosity = -1
     server = xllamacpp.Server(parameters)
-    client = CompletionsBackbone(server.listening_address)
     try:
-        yield client
+        yield server.listening_address
     finally:
-        client.close()
         del server
+
+
+@contextlib.contextmanager
+def embedded_backbone(config: BackboneConfig) -> Iterator[OpenAIBackbone]:
+    """The packaged LLM behind its own server, both stopped at the end.
+
+    Raises:
+        InputError: one of the two packages is not installed.
+    """
+    with embedded_server() as address, OpenAIBackbone(config, address) as backbone:
+        backbone.model = MODEL_NAME
+        yield backbone

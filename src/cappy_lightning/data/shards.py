@@ -3,13 +3,15 @@
 A directory holds `shard-00000.parquet ...` and `manifest.json`:
 
     {"schema_version": 1, "rows": 120, "shards": [{"file", "rows", "row_groups", "sha256"}],
-     "score_histogram": [10 counts over [0, 1]], "origins": {origin: rows}, "made_by": {...}}
+     "score_histogram": [10 counts over [0, 1]], "origins": {origin: rows}, "tasks": {task: rows},
+     "made_by": {...}}
 """
 
 import hashlib
 import json
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -25,6 +27,9 @@ from cappy_lightning.records import Instance
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+#: Rows of a shard, and of a row group in it.
+SHARD_ROWS, GROUP_ROWS = 100_000, 5_000
+_PART = re.compile(r"part-[0-9]+-of-([0-9]+)")
 SCHEMA = pa.schema(
     [
         ("instruction", pa.string()),
@@ -52,8 +57,8 @@ def write_instances(
     directory: Path,
     made_by: dict[str, Any],
     *,
-    shard_rows: int = 100_000,
-    group_rows: int = 5_000,
+    shard_rows: int = SHARD_ROWS,
+    group_rows: int = GROUP_ROWS,
 ) -> Manifest:
     """Write a directory of shards; it appears when all is written, replacing what was there.
 
@@ -61,30 +66,76 @@ def write_instances(
         InputError: there is no instance, or the directory cannot be written.
     """
     iterator = iter(instances)
-    histogram, origins = np.zeros(10, dtype=np.int64), Counter[str]()
     shards: list[dict[str, Any]] = []
     with atomic_path(directory) as scratch:
         scratch.mkdir()
         while rows := list(islice(iterator, shard_rows)):
-            path = scratch / f"shard-{len(shards):05d}.parquet"
-            columns = {name: [getattr(row, name) for row in rows] for name in SCHEMA.names}
-            pq.write_table(pa.table(columns, schema=SCHEMA), path, row_group_size=group_rows, compression="zstd")
-            groups = [min(group_rows, len(rows) - start) for start in range(0, len(rows), group_rows)]
-            shards.append({"file": path.name, "rows": len(rows), "row_groups": groups, "sha256": _sha256(path)})
-            histogram += np.histogram(columns["score"], bins=10, range=(0, 1))[0]
-            origins.update(columns["origin"])
+            shards.append(write_shard(rows, scratch, len(shards), group_rows))
         if not shards:
             raise InputError(directory, "there is no instance to write")
-        manifest = {
+        write_manifest(scratch, shards, made_by)
+    return read_manifest(directory)
+
+
+def write_shard(rows: Sequence[Instance], directory: Path, number: int, group_rows: int = GROUP_ROWS) -> dict[str, Any]:
+    """Write one shard, and give its entry for the manifest, with its counts by score, origin and task."""
+    path = directory / f"shard-{number:05d}.parquet"
+    columns = {name: [getattr(row, name) for row in rows] for name in SCHEMA.names}
+    pq.write_table(pa.table(columns, schema=SCHEMA), path, row_group_size=group_rows, compression="zstd")
+    return {
+        "file": path.name,
+        "rows": len(rows),
+        "row_groups": [min(group_rows, len(rows) - start) for start in range(0, len(rows), group_rows)],
+        "sha256": _sha256(path),
+        "score_histogram": np.histogram(columns["score"], bins=10, range=(0, 1))[0].tolist(),
+        "origins": dict(Counter(columns["origin"])),
+        "tasks": dict(Counter(columns["task"])),
+    }
+
+
+def write_manifest(directory: Path, shards: Sequence[dict[str, Any]], made_by: dict[str, Any]) -> None:
+    """Write the manifest of a directory whose shards are all there."""
+    totals: dict[str, Counter[str]] = {"origins": Counter(), "tasks": Counter()}
+    for shard in shards:
+        for name, counts in totals.items():
+            counts.update(shard[name])
+    write_json(
+        directory / MANIFEST,
+        {
             "schema_version": SCHEMA_VERSION,
             "rows": sum(shard["rows"] for shard in shards),
-            "shards": shards,
-            "score_histogram": histogram.tolist(),
-            "origins": dict(origins),
+            "shards": [{name: shard[name] for name in ("file", "rows", "row_groups", "sha256")} for shard in shards],
+            "score_histogram": np.sum([shard["score_histogram"] for shard in shards], axis=0).tolist(),
+            **{name: dict(counts.most_common()) for name, counts in totals.items()},
             "made_by": made_by,
-        }
-        write_json(scratch / MANIFEST, manifest)
-    return read_manifest(directory)
+        },
+    )
+
+
+def part_name(index: int, count: int) -> str:
+    """The name of one part of `count` that were made apart, as by a job array; `index` from 0."""
+    return f"part-{index}-of-{count}"
+
+
+def find_directories(path: Path) -> list[Path]:
+    """The directories of instances at a path: itself, or the parts in it (`part-I-of-N`), all of which must be there.
+
+    Raises:
+        InputError: there is none, or a part is missing.
+    """
+    if (path / MANIFEST).is_file():
+        return [path]
+    counts = {match[1] for entry in path.glob("part-*-of-*") if (match := _PART.fullmatch(entry.name))}
+    if not counts:
+        raise InputError(path, f"has no {MANIFEST}, expected a directory of instances")
+    if len(counts) > 1:
+        raise InputError(path, f"has parts of {' and of '.join(sorted(counts))}, expected one number")
+    (count,) = map(int, counts)
+    parts = [path / part_name(index, count) for index in range(count)]
+    for part in parts:
+        if not (part / MANIFEST).is_file():
+            raise InputError(part, f"is missing or not finished, expected {count} parts")
+    return parts
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -122,20 +173,6 @@ def read_table(manifests: Sequence[Manifest]) -> pa.Table:
         InputError: a shard that cannot be read, has other columns or rows, or a score outside [0, 1].
     """
     return pa.concat_tables([_read_shard(m, shard) for m in manifests for shard in m.shards])
-
-
-def read_user_file(path: Path) -> Iterator[Instance]:
-    """Instances from a Parquet file of the user's own, without a manifest.
-
-    Raises:
-        InputError: naming the file and the row.
-    """
-    try:
-        batches = pq.ParquetFile(path).iter_batches()
-        for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), start=1):
-            yield Instance.from_row(row, f"{path}: row {number}")
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(path, f"is no readable Parquet file ({error})") from None
 
 
 def _read_shard(manifest: Manifest, shard: dict[str, Any]) -> pa.Table:

@@ -1,53 +1,142 @@
 """The weak-label rules: how examples and pools become instances."""
 
 import hashlib
+import itertools
 import random
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 
+from cappy_lightning.config import LabelConfig
 from cappy_lightning.errors import InputError
-from cappy_lightning.labeling.rouge import rouge_l
+from cappy_lightning.labeling.measures import open_measure
+from cappy_lightning.labeling.rouge import Item, RougeL
 from cappy_lightning.progress import say
 from cappy_lightning.records import ORIGINS, Example, Instance, Origin, Pool, normalize
 
+#: Pools that are labelled together: mismatches come from the same block.
+BLOCK = 4096
 
-def label_pools(pools: Sequence[Pool], *, mismatches: int, seed: int) -> Iterator[Instance]:
-    """Training instances by the paper's rules, pool by pool.
+#: A response with its score and the reason of it.
+Label = tuple[str, float, Origin]
 
-    - `gold`, 1.0: the instruction with each reference, or with the right choice;
-    - `wrong_choice`, 0.0: with each other choice, and with a candidate that is none of the choices;
-    - `mismatch`, 0.0: with `mismatches` references of other examples of the task that are no reference,
-      normalized, of this one; drawn by (seed, task, example id). Only for examples with references;
-    - `sampled`: with each distinct candidate, scored with Rouge-L, best over the references.
 
-    The same pair twice becomes one instance, the stronger origin staying (`ORIGINS`).
+class Labeler:
+    """The paper's rules with their settings.
+
+    Args:
+        config: the section `label`.
+        seed: of mismatches and of capped wrong choices, together with task and example id.
+
+    Attributes:
+        counts: `examples` seen, and `voiceless`, those of whose references the tokenizer leaves nothing.
     """
-    by_task: dict[str, list[Example]] = defaultdict(list)
-    right: dict[tuple[str, str], set[str]] = defaultdict(set)  # an instruction may stand in several examples
-    for pool in pools:
-        by_task[pool.example.task].append(pool.example)
-        right[pool.example.task, pool.example.instruction].update(map(normalize, pool.example.references))
-    for pool in pools:
-        example = pool.example
-        pairs = _truth(example)
-        known = right[example.task, example.instruction]
-        drawn = draw_mismatches(example, by_task[example.task], known, mismatches, seed)
-        pairs += [(text, 0.0, "mismatch") for text in drawn]
-        yield from _instances(example, pairs + _candidates(pool))
 
+    def __init__(self, config: LabelConfig, seed: int) -> None:
+        self.config, self.seed = config, seed
+        self.counts: Counter[str] = Counter()
+        self._measure = open_measure(config.score, config.tokenizer)
+        self._rouge = RougeL(config.tokenizer)
 
-def label_candidates(pools: Sequence[Pool]) -> Iterator[Instance]:
-    """Validation instances: what selection will meet, and nothing else.
+    def training(self, pools: Iterable[Pool]) -> Iterator[Instance]:
+        """Training instances, block by block of pools, in the order of the pools.
 
-    The distinct candidates of each pool: scored 1.0 (`gold`) where a candidate is a reference or the
-    right choice, else as `label_pools` does. References that no LLM proposed and mismatches are left out,
-    so that "the best is ranked first" speaks of candidates.
-    """
-    for pool in pools:
-        proposed = {candidate.response for candidate in pool.candidates}
-        truth = [pair for pair in _truth(pool.example) if pair[0] in proposed]
-        yield from _instances(pool.example, truth + _candidates(pool))
+        - `gold`, 1.0: the instruction with each reference, or with the right choice;
+        - `wrong_choice`, 0.0: with each other choice, at most `label.max_wrong_choices` of them, and with
+          a candidate that is none of the choices;
+        - `given`: with each candidate that brings a score of its own;
+        - `sampled`: with each other distinct candidate, scored by `label.score` against the references;
+        - `mismatch`, 0.0: with `label.mismatches` references of other examples of the task in the same
+          block that are no reference, normalized, of this one. Only for examples with references.
+
+        The same pair twice becomes one instance, the stronger origin staying (`ORIGINS`).
+
+        Raises:
+            InputError: an example without references and choices that has a candidate without a score.
+        """
+        iterator = iter(pools)
+        while block := list(itertools.islice(iterator, BLOCK)):
+            yield from self._block(block)
+
+    def _block(self, pools: Sequence[Pool]) -> Iterator[Instance]:
+        by_task: dict[str, list[Example]] = defaultdict(list)
+        right: dict[tuple[str, str], set[str]] = defaultdict(set)  # an instruction may stand in several examples
+        for pool in pools:
+            example = pool.example
+            by_task[example.task].append(example)
+            right[example.task, example.instruction].update(map(normalize, example.references))
+        for pool, candidates in zip(pools, self._candidates(pools), strict=True):
+            example = pool.example
+            known = right[example.task, example.instruction]
+            drawn = draw_mismatches(example, by_task[example.task], known, self.config.mismatches, self.seed)
+            self._count(example)
+            mismatches: list[Label] = [(text, 0.0, "mismatch") for text in drawn]
+            yield from _instances(example, self._truth(example) + mismatches + candidates)
+
+    def validation(self, pools: Iterable[Pool]) -> Iterator[Instance]:
+        """Validation instances: what selection will meet, and nothing else.
+
+        The distinct candidates of each pool: scored 1.0 (`gold`) where a candidate is a reference or the
+        right choice, else as `training` does. References that no LLM proposed and mismatches are left
+        out, so that "the best is ranked first" speaks of candidates.
+        """
+        iterator = iter(pools)
+        while block := list(itertools.islice(iterator, BLOCK)):
+            for pool, candidates in zip(block, self._candidates(block), strict=True):
+                self._count(pool.example)
+                proposed = {candidate.response for candidate in pool.candidates}
+                truth = [label for label in _truth(pool.example) if label[0] in proposed]
+                yield from _instances(pool.example, truth + candidates)
+
+    def _truth(self, example: Example) -> list[Label]:
+        labels, most = _truth(example), self.config.max_wrong_choices
+        wrong = [index for index, label in enumerate(labels) if label[2] == "wrong_choice"]
+        if most is None or len(wrong) <= most:
+            return labels
+        generator = random.Random(f"{self.seed} {example.task} {example.id} wrong choices")
+        left_out = set(wrong) - set(generator.sample(wrong, most))
+        return [label for index, label in enumerate(labels) if index not in left_out]
+
+    def _candidates(self, pools: Sequence[Pool]) -> list[list[Label]]:
+        """A label for each distinct candidate that is no choice; where there are choices, such a one is wrong."""
+        labels: list[list[Label]] = [[] for _ in pools]
+        items: list[Item] = []
+        places: list[int] = []
+        for place, pool in enumerate(pools):
+            example = pool.example
+            seen: set[str] = set()
+            for candidate in pool.candidates:
+                response = candidate.response
+                if candidate.score is not None:
+                    labels[place].append((response, candidate.score, "given"))
+                elif response in seen or response in example.choices:
+                    continue
+                elif example.references:
+                    items.append((example.instruction, example.references, response))
+                    places.append(place)
+                elif example.choices:
+                    labels[place].append((response, 0.0, "wrong_choice"))
+                else:
+                    raise InputError(
+                        f"example {example.id} of task {example.task}",
+                        "has a candidate without a score, but neither references nor choices to judge it by",
+                    )
+                seen.add(response)
+        for place, item, score in zip(places, items, self._measure.scores(items), strict=True):
+            labels[place].append((item[2], score, "sampled"))
+        return labels
+
+    def _count(self, example: Example) -> None:
+        self.counts["examples"] += 1
+        self.counts["voiceless"] += bool(example.references) and not any(map(self._rouge.tokens, example.references))
+
+    def warnings(self) -> list[str]:
+        """What the counts tell to worry about."""
+        examples, voiceless = self.counts["examples"], self.counts["voiceless"]
+        if not voiceless:
+            return []
+        hint = ", which knows a-z and 0-9 only: label.tokenizer=unicode" if self.config.tokenizer == "paper" else ""
+        return [f"warning: {voiceless} of {examples} examples have no reference with a token of the tokenizer{hint}"]
 
 
 def draw_mismatches(
@@ -87,29 +176,38 @@ def in_validation(example_id: str, task: str, fraction: float, seed: int) -> boo
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 
-def with_split(examples: Sequence[Example], fraction: float, seed: int) -> list[Example]:
+def with_split(
+    examples: Callable[[], Iterable[Example]], fraction: float, seed: int
+) -> Callable[[], Iterator[Example]]:
     """The examples, each with a split: its own, or where none has one, one made by `in_validation`, and said.
+
+    Args:
+        examples: gives the examples from the start, the same ones each time.
+        fraction: the share of the validation split that is made.
+        seed: of the split that is made.
 
     Raises:
         InputError: some have a split and some do not.
     """
-    named = sum(example.split is not None for example in examples)
-    if named == len(examples):
-        return list(examples)
-    if named:
-        raise InputError("data", f"{named} of {len(examples)} examples name a split, expected all or none")
-    held_out = [in_validation(example.id, example.task, fraction, seed) for example in examples]
-    say(
-        f"the examples name no split: made one of {held_out.count(False)} for training"
-        f" and {held_out.count(True)} for validation"
-    )
-    return [
-        replace(example, split="validation" if held else "train")
-        for example, held in zip(examples, held_out, strict=True)
-    ]
+    total = named = held = 0
+    for example in examples():
+        total += 1
+        named += example.split is not None
+        held += in_validation(example.id, example.task, fraction, seed)
+    if 0 < named < total:
+        raise InputError("data", f"{named} of {total} examples name a split, expected all or none")
+    if named == total:
+        return lambda: iter(examples())
+    say(f"the examples name no split: made one of {total - held} for training and {held} for validation")
+
+    def split(example: Example) -> Example:
+        held = in_validation(example.id, example.task, fraction, seed)
+        return replace(example, split="validation" if held else "train")
+
+    return lambda: map(split, examples())
 
 
-def _truth(example: Example) -> list[tuple[str, float, Origin]]:
+def _truth(example: Example) -> list[Label]:
     if example.references:
         return [(reference, 1.0, "gold") for reference in example.references]
     return [
@@ -118,17 +216,9 @@ def _truth(example: Example) -> list[tuple[str, float, Origin]]:
     ]
 
 
-def _candidates(pool: Pool) -> list[tuple[str, float, Origin]]:
-    """Rouge-L for each distinct candidate; where there are choices, one that is not the right one is wrong."""
-    responses = dict.fromkeys(candidate.response for candidate in pool.candidates)
-    if not pool.example.references:
-        return [(response, 0.0, "wrong_choice") for response in responses]
-    return [(response, rouge_l(pool.example.references, response), "sampled") for response in responses]
-
-
-def _instances(example: Example, pairs: list[tuple[str, float, Origin]]) -> Iterator[Instance]:
-    strongest: dict[str, tuple[str, float, Origin]] = {}
-    for pair in sorted(pairs, key=lambda p: ORIGINS.index(p[2])):  # stable: references stay in their order
-        strongest.setdefault(pair[0], pair)
+def _instances(example: Example, labels: list[Label]) -> Iterator[Instance]:
+    strongest: dict[str, Label] = {}
+    for label in sorted(labels, key=lambda label: ORIGINS.index(label[2])):  # stable: references stay in their order
+        strongest.setdefault(label[0], label)
     for response, score, origin in strongest.values():
         yield Instance(example.instruction, response, score, origin, example.task, example.id)

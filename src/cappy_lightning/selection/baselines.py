@@ -1,14 +1,15 @@
 """What a selection is compared with: every other way to pick from the same pool.
 
-Each method has a value per pool: the reward of the candidate that it picks. A reward is the Rouge-L
-F-measure against the references, or whether the choice is right.
+Each method has a value per pool: the reward of the candidate that it picks. A reward is what the measure
+says of a candidate against the references, or whether the choice is right.
 """
 
 from collections import Counter
 from collections.abc import Sequence
 
 from cappy_lightning.errors import InputError
-from cappy_lightning.labeling.rouge import rouge_l
+from cappy_lightning.labeling.measures import Measure
+from cappy_lightning.labeling.rouge import RougeL
 from cappy_lightning.records import Pool, Selection, normalize
 
 #: The best that a choice can do, which looks at the truth, and what a blind one gets on average.
@@ -21,18 +22,33 @@ RESERVED = (RANDOM, "self_score_sum", "self_score_mean", "majority", "mbr", "sho
 NOT_DECODED = ("choice", "given")
 
 
-def rewards(pool: Pool) -> list[float]:
-    """The reward of every candidate, in [0, 1]."""
-    example = pool.example
-    if example.references:
-        found = {c.response: rouge_l(example.references, c.response) for c in pool.candidates}
-        return [found[c.response] for c in pool.candidates]
-    right = example.choices[example.label or 0]
-    return [float(c.response == right) for c in pool.candidates]
+def rewards(pools: Sequence[Pool], measure: Measure) -> list[list[float]]:
+    """The reward of every candidate of every pool, in [0, 1]."""
+    distinct = [list(dict.fromkeys(candidate.response for candidate in pool.candidates)) for pool in pools]
+    scores = iter(
+        measure.scores(
+            [
+                (pool.example.instruction, pool.example.references, response)
+                for pool, responses in zip(pools, distinct, strict=True)
+                if pool.example.references
+                for response in responses
+            ]
+        )
+    )
+    found: list[list[float]] = []
+    for pool, responses in zip(pools, distinct, strict=True):
+        example = pool.example
+        if example.references:
+            known = {response: next(scores) for response in responses}
+        else:
+            right = example.choices[example.label or 0]
+            known = {response: float(response == right) for response in responses}
+        found.append([known[candidate.response] for candidate in pool.candidates])
+    return found
 
 
 def method_values(
-    pools: Sequence[Pool], selections: Sequence[Selection], scorer_name: str
+    pools: Sequence[Pool], selections: Sequence[Selection], scorer_name: str, measure: Measure, rouge: RougeL
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
     """The value of every method on every pool, [method][pool], and the reasons of those left out.
 
@@ -44,11 +60,18 @@ def method_values(
 
     Ties go to the first candidate.
 
+    Args:
+        pools: pools with references or choices.
+        selections: the scorer's, one for each pool.
+        scorer_name: the scorer's name.
+        measure: what rewards a candidate.
+        rouge: what `mbr` compares candidates by.
+
     Raises:
         InputError: the scorer or a decoding has a baseline's name.
     """
     check_names(pools, scorer_name)
-    all_rewards = [rewards(pool) for pool in pools]
+    all_rewards = rewards(pools, measure)
     values: dict[str, list[float]] = {RANDOM: [sum(r) / len(r) for r in all_rewards]}
     skipped: dict[str, str] = {}
 
@@ -75,7 +98,7 @@ def method_values(
             pick(method, [first_best(likelihoods) for likelihoods in known])
     if any(pool.example.references for pool in pools):
         pick("majority", [majority(pool) for pool in pools])
-        pick("mbr", [minimum_bayes_risk(pool) for pool in pools])
+        pick("mbr", [minimum_bayes_risk(pool, rouge) for pool in pools])
     else:
         skipped |= dict.fromkeys(("majority", "mbr"), "the candidates are given choices, not samples")
     pick("shortest", [first_best([-len(c.response) for c in pool.candidates]) for pool in pools])
@@ -110,12 +133,14 @@ def majority(pool: Pool) -> int:
     return first_best([counts[answer] for answer in answers])
 
 
-def minimum_bayes_risk(pool: Pool) -> int:
+def minimum_bayes_risk(pool: Pool, rouge: RougeL) -> int:
     """The candidate with the highest mean Rouge-L to the other candidates (Kumar and Byrne 2004)."""
     counts = Counter(candidate.response for candidate in pool.candidates)
-    # Rounded, because equal sums differ in the last bits with the order of their terms.
-    gains = {
-        one: round(sum(n * rouge_l([other], one) for other, n in counts.items()) - rouge_l([one], one), 9)
-        for one in counts
-    }
+    likeness = rouge.scores([("", [other], one) for one in counts for other in counts])
+    gains: dict[str, float] = {}
+    for row, one in enumerate(counts):
+        alike = likeness[row * len(counts) : (row + 1) * len(counts)]
+        others = zip(counts.items(), alike, strict=True)
+        # Rounded, because equal sums differ in the last bits with the order of their terms.
+        gains[one] = round(sum((n - (other == one)) * value for (other, n), value in others), 9)
     return first_best([gains[candidate.response] for candidate in pool.candidates])

@@ -10,7 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cappy_lightning.config import LabelConfig
 from cappy_lightning.errors import InputError
+from cappy_lightning.labeling.measures import open_measure
+from cappy_lightning.labeling.rouge import RougeL
 from cappy_lightning.records import Pool, Selection
 from cappy_lightning.selection.baselines import ORACLE, RANDOM, method_values
 
@@ -20,7 +23,11 @@ RESAMPLES = 10_000
 
 
 def make_report(
-    pools: Sequence[Pool], selections: Sequence[Selection], scorer_name: str = "cappy", seed: int = 0
+    pools: Sequence[Pool],
+    selections: Sequence[Selection],
+    scorer_name: str = "cappy",
+    label: LabelConfig | None = None,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Compare a scorer's selections with the baselines, per task and on the average over tasks.
 
@@ -31,6 +38,7 @@ def make_report(
         pools: pools with references or choices.
         selections: one for each pool, in the same order.
         scorer_name: the scorer's name in the report.
+        label: whose `score` and `tokenizer` are the metric; None: Rouge-L as the paper takes it.
         seed: of the bootstrap.
 
     Raises:
@@ -38,6 +46,8 @@ def make_report(
     """
     if len({bool(pool.example.references) for pool in pools}) > 1:
         raise InputError("pools", "some have references and some choices, expected one kind")
+    label = label or LabelConfig()
+    measure, rouge = open_measure(label.score, label.tokenizer), RougeL(label.tokenizer)
     by_task: dict[str, list[int]] = defaultdict(list)
     for i, pool in enumerate(pools):
         by_task[pool.example.task].append(i)
@@ -46,7 +56,9 @@ def make_report(
     resampled: dict[str, dict[str, Floats]] = {}
     generator = np.random.default_rng(seed)
     for task, chosen in by_task.items():
-        values, skipped = method_values([pools[i] for i in chosen], [selections[i] for i in chosen], scorer_name)
+        values, skipped = method_values(
+            [pools[i] for i in chosen], [selections[i] for i in chosen], scorer_name, measure, rouge
+        )
         matrix = np.array(list(values.values()))  # [methods, examples]
         draws = _resample(matrix, generator)
         means[task] = {name: float(row.mean()) for name, row in zip(values, matrix, strict=True)}
@@ -67,7 +79,7 @@ def make_report(
     if lacking:
         overall["skipped"] = lacking | overall.get("skipped", {})
     return {
-        "metric": "rougeL" if pools[0].example.references else "accuracy",
+        "metric": measure.name if pools[0].example.references else "accuracy",
         "scorer": scorer_name,
         "tasks": tasks,
         "average": overall,
@@ -115,9 +127,15 @@ def _interval(value: float, draws: Floats) -> dict[str, float]:
     return {"mean": float(value), "low": float(low), "high": float(high)}
 
 
+def metric_title(report: dict[str, Any]) -> str:
+    """The metric of a report as a reader would write it."""
+    name = str(report["metric"])
+    return {"rougeL": "Rouge-L", "exact_match": "exact match", "token_f1": "token F1"}.get(name, name)
+
+
 def print_report(report: dict[str, Any], console: Console) -> None:
     """The report as tables, one a task and one for the average over several; figures times 100."""
-    unit = "Rouge-L" if report["metric"] == "rougeL" else "accuracy"
+    unit = metric_title(report)
     sections = [(f"{task}, {part['n_examples']} examples", part) for task, part in report["tasks"].items()]
     if len(sections) > 1:
         sections.append((f"average over {len(sections)} tasks", report["average"]))

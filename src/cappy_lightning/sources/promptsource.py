@@ -8,7 +8,7 @@ that random filters are seeded by template and row, and that templates run in a 
 
 import random
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -221,6 +221,7 @@ class PromptSourceExamples:
     """
 
     def __init__(self, templates: Sequence[Template], columns: Collection[str], seed: int) -> None:
+        self._dataset = templates[0].dataset if templates else ""
         self.left_out: dict[str, str] = {}
         self.failures: dict[str, str] = {}
         self._renderers: list[Renderer] = []
@@ -239,21 +240,45 @@ class PromptSourceExamples:
             raise InputError(templates[0].where if templates else "templates", f"no template can be used ({reason})")
         self.counts: dict[str, Counter[str]] = {renderer.template.name: Counter() for renderer in self._renderers}
 
-    def of(self, rows: Iterable[Mapping[str, Any]], split: Split | None = None) -> Iterator[Example]:
-        """The examples of some rows; an id is the number of the row."""
-        for number, row in enumerate(rows):
-            for renderer in self._renderers:
-                template = renderer.template
-                counts = self.counts[template.name]
-                try:
-                    rendered = renderer.render(row, number)
-                except ValueError as error:
-                    counts["failed"] += 1
-                    self.failures.setdefault(template.name, f"row {number}: {error}")
-                    continue
-                counts["example" if rendered else "empty"] += 1
-                if rendered:
-                    yield _example(template, rendered, f"{split or 'row'}:{number}", split)
+    @property
+    def templates(self) -> list[str]:
+        """The names of the templates that are used."""
+        return list(self.counts)
+
+    def notes(self) -> list[str]:
+        """What was left out, and why."""
+        found = [f"template '{name}' is left out: {reason}" for name, reason in self.left_out.items()]
+        for name, counts in self.counts.items():
+            if counts["empty"]:
+                found.append(f"template '{name}' is empty for {counts['empty']} of {counts.total()} rows")
+            if counts["failed"]:
+                reason = self.failures[name]
+                found.append(f"template '{name}' failed for {counts['failed']} of {counts.total()} rows ({reason})")
+        return [f"{self._dataset}: {note}" for note in found]
+
+    def of(self, number: int, row: Mapping[str, Any], split: Split | None, names: Collection[str]) -> Iterator[Example]:
+        """The examples that some templates make of a row.
+
+        Args:
+            number: the row's place in its data set; the examples' ids are made of it.
+            row: the columns by name.
+            split: of the examples.
+            names: the templates.
+        """
+        for renderer in self._renderers:
+            template = renderer.template
+            if template.name not in names:
+                continue
+            counts = self.counts[template.name]
+            try:
+                rendered = renderer.render(row, number)
+            except ValueError as error:
+                counts["failed"] += 1
+                self.failures.setdefault(template.name, f"row {number}: {error}")
+                continue
+            counts["example" if rendered else "empty"] += 1
+            if rendered:
+                yield _example(template, rendered, f"{split or 'row'}:{number}", split)
 
 
 def _example(template: Template, rendered: Rendered, identity: str, split: Split | None) -> Example:

@@ -1,0 +1,256 @@
+"""Candidates from any endpoint that speaks the OpenAI API: closed LLMs, vLLM, TGI, llama.cpp."""
+
+import asyncio
+import os
+import random
+import re
+import threading
+from collections import deque
+from collections.abc import Coroutine, Iterator, Sequence
+from concurrent.futures import Future
+from typing import Any, Self, TypeVar
+
+import openai
+
+from cappy_lightning.backbones.backbone import ONLY_EMPTY, Answer, Request, candidate
+from cappy_lightning.backbones.decoding import Decoding
+from cappy_lightning.backbones.prompts import Prompt, stops
+from cappy_lightning.config import BackboneConfig
+from cappy_lightning.errors import InputError
+from cappy_lightning.progress import say
+from cappy_lightning.records import Candidate
+
+#: The environment variable that holds the key, where the endpoint wants one.
+KEY_VARIABLE = "OPENAI_API_KEY"
+
+#: Parts of a request that not every endpoint takes, in the order in which they are given up. The first are
+#: not in OpenAI's own API; without them llama.cpp and vLLM would apply defaults of their own.
+OPTIONAL = ("top_k, min_p", "logprobs", "seed", "n")
+
+#: Answers that tell of the single request that it cannot be served.
+_UNFIT = (openai.BadRequestError, openai.UnprocessableEntityError)
+
+
+T = TypeVar("T")
+
+
+class OpenAIBackbone:
+    """An LLM behind an OpenAI-compatible endpoint, plain completions or chat.
+
+    Requests are retried with growing pauses on 408, 409, 429, 5xx and broken connections (by the `openai`
+    package). A first small request finds out what the endpoint takes.
+
+    Args:
+        config: the section `backbone`.
+        url: goes before `config.url`.
+    """
+
+    group = 1
+
+    def __init__(self, config: BackboneConfig, url: str | None = None) -> None:
+        self._config = config
+        url = url or config.url
+        self._url = _with_version(url) if url else None
+        self.model = config.model or "default"
+        self._given_up: set[str] = set()
+        self._limit = asyncio.Semaphore(config.concurrency)
+
+    def __enter__(self) -> Self:
+        # A loop in a thread of its own: it also works where a loop is already running, as in a notebook.
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        try:
+            self._client = openai.AsyncOpenAI(
+                # The package insists on a key, local servers do not.
+                api_key=os.environ.get(KEY_VARIABLE) or "none",
+                base_url=self._url,
+                timeout=self._config.timeout,
+                max_retries=self._config.retries,
+            )
+            self.where = str(self._client.base_url).rstrip("/")
+            self._start(self._probe()).result()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._start(self._stop()).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    async def _stop(self) -> None:
+        tasks = asyncio.all_tasks(self._loop) - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._client.close()
+
+    def refuses(self, decoding: Decoding) -> str | None:
+        """Why it cannot decode like this; None if it can."""
+        if decoding.beams > 1:
+            return "the OpenAI API has no beam search"
+        if decoding.top_k and OPTIONAL[0] in self._given_up:
+            return "the endpoint does not take top_k"
+        return None
+
+    def answer(self, requests: Iterator[Request], decodings: Sequence[Decoding]) -> Iterator[Answer]:
+        """Answer every request with every decoding, in order; `concurrency` HTTP requests at a time.
+
+        Raises:
+            InputError: the endpoint cannot be reached, refuses the key, or answers nonsense.
+        """
+        under_way: deque[Future[Answer]] = deque()
+        for request in requests:
+            under_way.append(self._start(self._answer(request, decodings)))
+            # More than are sent at once, so that one slow answer at the front holds up nobody.
+            if len(under_way) >= 4 * self._config.concurrency:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+
+    async def _answer(self, request: Request, decodings: Sequence[Decoding]) -> Answer:
+        seed = self._config.seed
+        try:
+            parts = await asyncio.gather(
+                *(self._sample(request.prompt, d, f"{seed} {request.example.id} {d.name}") for d in decodings)
+            )
+        except _UNFIT as error:
+            return Answer((), problem=_said(error))
+        answers = [one for found, _, _ in parts for one in found]
+        candidates = tuple(one for one in answers if one.response)
+        return Answer(
+            candidates,
+            sum(part[1] for part in parts),
+            sum(part[2] for part in parts),
+            len(answers) - len(candidates),
+            None if candidates else ONLY_EMPTY,
+        )
+
+    async def _sample(self, prompt: Prompt, decoding: Decoding, seed: str) -> tuple[list[Candidate], int, int]:
+        """`n` candidates, in several requests where the endpoint gives fewer at once."""
+        found: list[Candidate] = []
+        missing, input_tokens, output_tokens, round_ = decoding.n, 0, 0, 0
+        while missing > 0:
+            choices, usage = await self._request(prompt, decoding, missing, _seed(f"{seed} {round_}"))
+            found += choices[:missing]
+            missing, round_ = missing - len(choices), round_ + 1
+            input_tokens += usage[0]
+            output_tokens += usage[1]
+        return found, input_tokens, output_tokens
+
+    async def _request(
+        self, prompt: Prompt, decoding: Decoding, n: int, seed: int, max_tokens: int | None = None
+    ) -> tuple[list[Candidate], tuple[int, int]]:
+        chat = not isinstance(prompt, str)
+        body: dict[str, Any] = {"messages" if chat else "prompt": prompt, "model": self.model}
+        body |= {"temperature": decoding.temperature, "top_p": decoding.top_p}
+        body |= {"max_tokens": max_tokens or self._config.max_tokens, "stop": stops(self._config) or None}
+        optional: dict[str, dict[str, Any]] = {
+            "top_k, min_p": {"extra_body": {"top_k": decoding.top_k, "min_p": 0.0}},
+            "logprobs": {"logprobs": True} if chat else {"logprobs": 1},
+            "seed": {"seed": seed},
+            "n": {"n": n},
+        }
+        for name in OPTIONAL:
+            if name not in self._given_up:
+                body |= optional[name]
+        create: Any = self._client.chat.completions.create if chat else self._client.completions.create
+        async with self._limit:
+            try:
+                response = await create(**{key: value for key, value in body.items() if value is not None})
+            except _UNFIT:
+                raise
+            except openai.APIStatusError as error:
+                raise InputError(self.where, _refusal(error)) from None
+            except openai.APIError as error:  # no connection, a time-out, an answer that is no JSON
+                raise InputError(self.where, f"no answer from the LLM endpoint ({_reason(error)})") from None
+            except ValueError:
+                raise InputError(self.where, "the LLM endpoint's answer is no JSON") from None
+        return self._read(response, decoding)
+
+    def _read(self, response: Any, decoding: Decoding) -> tuple[list[Candidate], tuple[int, int]]:
+        try:
+            content = response.model_dump()
+            chosen = sorted(content["choices"], key=lambda choice: int(choice.get("index") or 0))
+            likelihoods = [_log_likelihoods(choice) for choice in chosen]
+            choices = [candidate(_text(c), decoding, values) for c, values in zip(chosen, likelihoods, strict=True)]
+            usage = content.get("usage") or {}
+            # llama.cpp counts the tokens of one choice only.
+            written = max(int(usage.get("completion_tokens") or 0), sum(map(len, likelihoods)))
+            tokens = int(usage.get("prompt_tokens") or 0), written
+        except (ValueError, KeyError, TypeError, AttributeError):
+            choices = []
+        if not choices:
+            raise InputError(self.where, "the LLM endpoint's answer is no OpenAI completion with 'choices'")
+        return choices, tokens
+
+    async def _probe(self) -> None:
+        """Ask for one token, giving up what the endpoint does not take.
+
+        Raises:
+            InputError: even the plainest request is refused.
+        """
+        prompt: Prompt = [{"role": "user", "content": "Hello"}] if self._config.chat else "Hello"
+        said = ""
+        while True:
+            try:
+                await self._request(prompt, Decoding("probe", 2), 2, 0, max_tokens=1)
+                break
+            except _UNFIT as error:
+                said = _said(error)
+                left = [name for name in OPTIONAL if name not in self._given_up]
+                if not left:
+                    raise InputError(self.where, _refusal(error)) from None
+                named = [name for name in left if re.search(rf"\b({name.replace(', ', '|')})\b", said)]
+                self._given_up.add((named or left)[0])
+        if self._given_up:
+            say(f"{self.where}: requests go without {', '.join(sorted(self._given_up))} (the endpoint said: {said})")
+
+
+def _with_version(url: str) -> str:
+    """The base URL as the API has it: `/v1` is added to a bare host."""
+    return url if url.rstrip("/").count("/") > 2 else url.rstrip("/") + "/v1"
+
+
+def _seed(text: str) -> int:
+    return random.Random(text).randrange(2**31)
+
+
+def _text(choice: dict[str, Any]) -> str:
+    if "message" in choice:
+        return str(choice["message"]["content"] or "")  # null where the LLM declines
+    if not isinstance(choice["text"], str):
+        raise TypeError("a completion without a text")
+    return choice["text"]
+
+
+def _log_likelihoods(choice: dict[str, Any]) -> list[float | None]:
+    logprobs = choice.get("logprobs") or {}
+    if logprobs.get("content"):  # the chat API, and llama.cpp's completions
+        return [token["logprob"] for token in logprobs["content"]]
+    return list(logprobs.get("token_logprobs") or [])  # OpenAI's completion API, vLLM
+
+
+def _reason(error: Exception) -> str:
+    cause = error.__cause__
+    return str(cause or error) or type(cause or error).__name__
+
+
+def _said(error: openai.APIStatusError) -> str:
+    """What the endpoint said, without the package's own dressing."""
+    body: Any = error.body
+    if isinstance(body, dict):
+        body = body.get("message") or body.get("error") or body
+    return " ".join(str(body or error.message).split())[:200]
+
+
+def _refusal(error: openai.APIStatusError) -> str:
+    if error.status_code in (401, 403):
+        return f"the LLM endpoint refuses the key (HTTP {error.status_code}), expected a valid one in ${KEY_VARIABLE}"
+    return f"the LLM endpoint answered HTTP {error.status_code}: {_said(error)}"

@@ -1,0 +1,68 @@
+"""Candidates that were recorded before, from pool files."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+from cappy_lightning.backbones.backbone import Answer, Request
+from cappy_lightning.backbones.decoding import Decoding
+from cappy_lightning.files import open_input, parse_line
+from cappy_lightning.records import Candidate
+from cappy_lightning.sources.jsonl import pool_from_row
+
+
+class RecordedBackbone:
+    """Answers with the candidates of pool files, found by the instruction.
+
+    Memory holds a small entry for each pool, not its candidates.
+
+    Args:
+        paths: the pool files, in any form that `read_pools` takes; of equal instructions the first counts.
+
+    Raises:
+        InputError: a file that cannot be read, or a line that is no pool.
+    """
+
+    group = 1
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self.model = f"recorded in {', '.join(paths)}"
+        self._places: dict[bytes, tuple[str, int, int]] = {}
+        self._decodings: set[str] = set()
+        for path in paths:
+            self._index(path)
+
+    def _index(self, path: str) -> None:
+        offset = 0
+        with open_input(path) as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    pool = pool_from_row(parse_line(line, f"{path}:{number}"), f"{path}:{number}", labelled=False)
+                    self._decodings.update(candidate.decoding for candidate in pool.candidates)
+                    self._places.setdefault(_key(pool.example.instruction), (path, number, offset))
+                offset += len(line)
+
+    def refuses(self, decoding: Decoding) -> str | None:
+        """Why it has none of this decoding; None if it has."""
+        known = ", ".join(sorted(self._decodings)) or "none"
+        return None if decoding.name in self._decodings else f"the recorded pools have no such candidates, but {known}"
+
+    def answer(self, requests: Iterator[Request], decodings: Sequence[Decoding]) -> Iterator[Answer]:
+        """The first `n` recorded candidates of each decoding."""
+        for request in requests:
+            place = self._places.get(_key(request.example.instruction))
+            if place is None:
+                yield Answer((), problem="no recorded pool has this instruction")
+                continue
+            path, number, offset = place
+            with open_input(path) as stream:
+                stream.seek(offset)
+                row = parse_line(stream.readline(), f"{path}:{number}")
+            recorded = pool_from_row(row, f"{path}:{number}", labelled=False).candidates
+            chosen: list[Candidate] = []
+            for decoding in decodings:
+                chosen += [one for one in recorded if one.decoding == decoding.name][: decoding.n]
+            yield Answer(tuple(chosen), problem=None if chosen else "its recorded pool has no such candidates")
+
+
+def _key(instruction: str) -> bytes:
+    return hashlib.sha256(instruction.strip().encode()).digest()[:12]

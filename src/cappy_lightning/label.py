@@ -1,0 +1,126 @@
+"""The job behind `cappy label`: examples or pools become a directory of instances, shard by shard.
+
+While it is under way the shards lie in `OUT.partial`, beside a journal with one line for each that is
+finished. The same call continues after the last of them; what it labels again gives the same instances.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from cappy_lightning.config import Config
+from cappy_lightning.data.shards import SHARD_ROWS, write_manifest, write_shard
+from cappy_lightning.errors import InputError
+from cappy_lightning.files import make_dir, open_locked, parse_line, replace, to_line
+from cappy_lightning.labeling.weak_labels import BLOCK, Labeler
+from cappy_lightning.progress import Ticker, say
+from cappy_lightning.records import Instance, Pool, Split
+from cappy_lightning.sources.spec import Sources
+
+JOURNAL = "journal.jsonl"
+
+
+def label(sources: Sources, config: Config, out: Path, split: Split) -> None:
+    """Label what the sources give, and write the instances to the directory `out`.
+
+    Memory holds some blocks of pools and one shard of instances, however many there are.
+
+    Args:
+        sources: examples or pools.
+        config: whose sections `label` and `data` (the seed) are used.
+        out: the directory; it appears when all is written.
+        split: `train`: training instances of all examples but those of the split `validation`;
+            `validation`: validation instances of the examples of that split.
+
+    Raises:
+        InputError: `out` exists, input that cannot be used, or a partial result of something else.
+    """
+    if out.exists():
+        raise InputError(out, "exists already, expected a new directory")
+    make_dir(out.parent)
+    lock = out.with_name(f".{out.name}.lock")
+    with open_locked(lock, out, "directory of instances"):
+        made_by = {
+            "label": vars(config.label),
+            "seed": config.data.seed,
+            "split": split,
+            "sources": sources.described(),
+        }
+        directory = out.with_name(out.name + ".partial")
+        try:
+            shards = _label(sources, config, directory, split, made_by, out)
+            write_manifest(directory, shards, made_by)
+            (directory / JOURNAL).unlink()
+            replace(directory, out)
+        except OSError as error:  # a full disk
+            raise InputError(
+                directory, f"cannot be written ({error.strerror}); what is there is kept, the same command continues"
+            ) from None
+    lock.unlink()
+    rows = sum(shard["rows"] for shard in shards)
+    say(f"{out}: {rows:,} instances of {shards[-1]['pools']:,} examples in {len(shards)} shards")
+
+
+def _label(
+    sources: Sources, config: Config, directory: Path, split: Split, made_by: dict[str, Any], out: Path
+) -> list[dict[str, Any]]:
+    """Write what is missing of the shards of a directory, and give the entries of all of them."""
+    directory.mkdir(exist_ok=True)
+    shards = _read_journal(directory, made_by)
+    labeler, digest = Labeler(config.label, config.data.seed), hashlib.sha256()
+    pools = _of_split(sources.pools(), split, digest)
+    if shards:
+        say(f"{out}: continuing, {shards[-1]['pools']:,} examples are labelled")
+        for _ in islice(pools, shards[-1]["pools"]):
+            pass
+        if digest.hexdigest() != shards[-1]["digest"]:
+            raise InputError(directory, "the input has changed since this was begun; delete it or write elsewhere")
+        labeler.counts.update(shards[-1]["counts"])
+    consumed = shards[-1]["pools"] if shards else 0
+    rows: list[Instance] = []
+    label_block = labeler.training if split == "train" else labeler.validation
+    with Ticker(f"labelling {out.name}", None, consumed) as ticker, open(directory / JOURNAL, "ab") as journal:
+        while True:
+            block = list(islice(pools, BLOCK))
+            rows += label_block(block)
+            consumed += len(block)
+            ticker.advance(len(block))
+            if rows and (len(rows) >= SHARD_ROWS or not block):
+                state = {"pools": consumed, "digest": digest.hexdigest(), "counts": dict(labeler.counts)}
+                shards.append(write_shard(rows, directory, len(shards)) | state)
+                journal.write(to_line(shards[-1]).encode())
+                journal.flush()
+                rows = []
+            if not block:
+                break
+    if not shards:
+        raise InputError(out, f"there is no instance of the split {split} to write")
+    for note in (*sources.notes(), *labeler.warnings()):
+        say(note)
+    return shards
+
+
+def _of_split(pools: Iterator[Pool], split: Split, digest: Any) -> Iterator[Pool]:
+    """The pools of the split; examples that name none belong to the training. All they hold goes into the digest."""
+    for pool in pools:
+        if (pool.example.split == "validation") == (split == "validation"):
+            digest.update(to_line(pool.to_row()).encode())
+            yield pool
+
+
+def _read_journal(directory: Path, made_by: dict[str, Any]) -> list[dict[str, Any]]:
+    """The entries of the finished shards; what a kill has left beside them is removed."""
+    path, head = directory / JOURNAL, to_line({"made_by": made_by}).encode()
+    data = path.read_bytes() if path.exists() else b""
+    lines = data[: data.rfind(b"\n") + 1].splitlines(keepends=True)
+    if lines and lines[0] != head:
+        raise InputError(directory, "was begun with other input or settings; delete it or write elsewhere")
+    shards = [parse_line(line, f"{path}:{number}") for number, line in enumerate(lines[1:], start=2)]
+    path.write_bytes(b"".join(lines) or head)
+    known = {path.name, *(shard["file"] for shard in shards)}
+    for file in directory.iterdir():
+        if file.name not in known:
+            file.unlink()
+    return shards

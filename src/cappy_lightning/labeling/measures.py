@@ -1,0 +1,98 @@
+"""How good a response is, given references: the score of sampled responses and the metric of reports."""
+
+import importlib
+import math
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from cappy_lightning.errors import InputError
+from cappy_lightning.labeling.rouge import Item, RougeL
+from cappy_lightning.labeling.tokens import Encoder
+from cappy_lightning.records import normalize
+
+
+class Measure(Protocol):
+    """Scores responses against references, each from 0 to 1."""
+
+    #: As reports show it.
+    name: str
+
+    def scores(self, items: Sequence[Item]) -> list[float]:
+        """The score of every item, in the order given."""
+
+
+class _ExactMatch:
+    name = "exact_match"
+
+    def scores(self, items: Sequence[Item]) -> list[float]:
+        return [float(normalize(one) in map(normalize, references)) for _, references, one in items]
+
+
+class _TokenF1:
+    """F1 of the bags of tokens (Rajpurkar et al. 2016, https://aclanthology.org/D16-1264), best over references."""
+
+    name = "token_f1"
+
+    def __init__(self, tokenizer: str) -> None:
+        self._encoder = Encoder(tokenizer)
+
+    def scores(self, items: Sequence[Item]) -> list[float]:
+        self._encoder.renew()
+        return [max(self._f1(reference, one) for reference in references) for _, references, one in items]
+
+    def _f1(self, reference: str, response: str) -> float:
+        ours, theirs = Counter(self._encoder.encode(response)), Counter(self._encoder.encode(reference))
+        common = (ours & theirs).total()
+        return 2 * common / (ours.total() + theirs.total()) if common else 0.0
+
+
+class _Function:
+    """A function of the user's: (instruction, references, response) -> a number from 0 to 1."""
+
+    def __init__(self, name: str, function: Callable[[str, list[str], str], float]) -> None:
+        self.name, self._function = name, function
+
+    def scores(self, items: Sequence[Item]) -> list[float]:
+        return [self._score(*item) for item in items]
+
+    def _score(self, instruction: str, references: Sequence[str], response: str) -> float:
+        try:
+            score = float(self._function(instruction, list(references), response))
+        except Exception as error:
+            problem = f"failed with {type(error).__name__}: {error}"
+        else:
+            if 0 <= score <= 1 and not math.isnan(score):
+                return score
+            problem = f"gave {score}, expected a number from 0 to 1"
+        raise InputError(f"label.score={self.name}", f"{problem}, for the response {response[:80]!r}")
+
+
+def open_measure(score: str, tokenizer: str) -> Measure:
+    """The measure with a name: `rouge_l`, `exact_match`, `token_f1`, or a function `package.module:function`.
+
+    Raises:
+        InputError: there is none of this name.
+    """
+    if score == "rouge_l":
+        return RougeL(tokenizer)
+    if score == "exact_match":
+        return _ExactMatch()
+    if score == "token_f1":
+        return _TokenF1(tokenizer)
+    module, colon, name = score.partition(":")
+    if not colon:
+        raise InputError(
+            "label.score", f"is '{score}', expected rouge_l, exact_match, token_f1 or package.module:function"
+        )
+    if os.getcwd() not in sys.path:  # where `python -m` looks, and the console command does not
+        sys.path.append(os.getcwd())
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except Exception as error:  # whatever the user's module does when it is imported
+        raise InputError("label.score", f"'{score}' cannot be imported ({type(error).__name__}: {error})") from None
+    if not callable(function):
+        raise InputError("label.score", f"'{score}' is no function")
+    return _Function(score, function)

@@ -1,0 +1,240 @@
+"""Sources files: YAML that lists where examples come from, each source streaming.
+
+sources:
+  - files: [tickets.csv]
+    task: tickets
+    columns: {instruction: message, references: subject}
+  - {dataset: glue, subset: mrpc, templates: promptsource/templates/glue/mrpc}
+  - bigbench: tense
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cappy_lightning.config import key, merge
+from cappy_lightning.errors import InputError
+from cappy_lightning.records import SPLITS, Pool, Split
+from cappy_lightning.sources.bigbench import bigbench_examples
+from cappy_lightning.sources.jsonl import SAMPLES, pool_from_row
+from cappy_lightning.sources.promptsource import (
+    TEMPLATES_FILE,
+    PromptSourceExamples,
+    Template,
+    find_template_files,
+    read_templates,
+)
+from cappy_lightning.sources.rows import Rows, file_rows, hub_rows
+from cappy_lightning.sources.table import FIELDS, Columns
+
+
+@dataclass
+class SourceConfig:
+    """One source: rows of `files` or of a hub `dataset`, as they are or through `templates`; or `bigbench`."""
+
+    files: list[str] = key([], "Local files of rows: .jsonl, .json, .csv, .parquet")
+    dataset: str | None = key(None, "Data set on the hub, or a local folder that `datasets` can read")
+    subset: str | None = key(None, "Subset (configuration) of the data set")
+    revision: str | None = key(None, "Branch, tag or commit of the data set")
+    split: str | None = key(
+        None, "Split of the data set to read, and of the examples; null: reads `train`, and gives the examples none"
+    )
+    bigbench: str | None = key(None, "BIG-bench task, generation or multiple choice, in its standard split")
+    templates: str | None = key(None, "PromptSource templates: file or folder; null: those of `dataset` in the root")
+    template_names: list[str] = key([], "Use only these templates; empty: all")
+    columns: dict[str, Any] = key({}, f"Column, or list of columns, of each field of {', '.join(FIELDS)}")
+    task: str | None = key(None, "Task of the rows; null: the file's name")
+    choices: list[str] = key([], "Choices of all rows, where no column has them")
+    score_range: list[float] = key([0.0, 1.0], "Lowest and highest value of the column `score`, mapped to [0, 1]")
+    max_examples: int | None = key(
+        None, "Most rows for each template, or of a source without templates, drawn by the seed; null: all"
+    )
+
+
+@dataclass
+class SourcesConfig:
+    """A sources file."""
+
+    templates: str | None = key(None, "Root of PromptSource's templates; a source's lie in DATASET[/SUBSET]")
+    seed: int = key(0, "Seed of the templates' random filters and of caps")
+    large_dataset: int | None = key(
+        None, "A data set of more rows gives each of its templates only so many divided by their number (T0: 500000)"
+    )
+    sources: list[SourceConfig] = key([], "The sources")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of `count` equal parts of all rows, for job arrays; `index` from 0."""
+
+    index: int = 0
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> "Shard":
+        """`I/N`, as on the command line.
+
+        Raises:
+            InputError: it is not of this form, or I is not below N.
+        """
+        index, _, count = text.partition("/")
+        if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+            raise InputError("--shard", f"is '{text}', expected I/N with I from 0 to N - 1")
+        return cls(int(index), int(count))
+
+    def of(self, rows: Iterable[Any]) -> Iterator[Any]:
+        """Every `count`-th row."""
+        return itertools.islice(rows, self.index, None, self.count)
+
+
+class Sources:
+    """The examples, or pools, of a file: JSONL, CSV, Parquet, or a sources file (YAML).
+
+    Args:
+        arguments: the file; after a sources file more of them, and `key=value` words for its keys.
+        shard: which part of the rows to read.
+
+    Raises:
+        InputError: a file that cannot be read, or sources that make no sense.
+    """
+
+    def __init__(self, arguments: Sequence[str], shard: Shard | None = None) -> None:
+        self._shard = shard or Shard()
+        path = arguments[0]
+        if path.endswith((".yaml", ".yml")):
+            self._config = merge(SourcesConfig, arguments)
+        elif len(arguments) > 1:
+            raise InputError(arguments[1], f"stands after {path}, expected it only after a sources file (YAML)")
+        else:
+            self._config = SourcesConfig(sources=[SourceConfig(files=[path])])
+        if not self._config.sources:
+            raise InputError(path, "names no source, expected a list 'sources'")
+        self._sources = [
+            _Source(self._config, source, f"{path}: sources[{i}]" if len(self._config.sources) > 1 else path)
+            for i, source in enumerate(self._config.sources)
+        ]
+
+    def pools(self) -> Iterator[Pool]:
+        """Everything, source by source, each time from the start; examples are pools without candidates.
+
+        Raises:
+            InputError: rows that cannot be read, or are no example.
+        """
+        for source in self._sources:
+            yield from source.pools(self._shard)
+
+    def described(self) -> dict[str, Any]:
+        """What the examples are made of, for the record."""
+        return {**asdict(self._config), "shard": asdict(self._shard)}
+
+    def notes(self) -> list[str]:
+        """After a pass over `pools`: what was left out of it, and why."""
+        return [note for source in self._sources for note in source.notes]
+
+
+class _Source:
+    """One source, streaming."""
+
+    def __init__(self, root: SourcesConfig, config: SourceConfig, where: str) -> None:
+        self._root, self._config, self._where = root, config, where
+        self.notes: list[str] = []
+        self._rows: Rows | None = None
+        kinds = [name for name in ("files", "dataset", "bigbench") if getattr(config, name)]
+        if len(kinds) != 1:
+            found = " and ".join(kinds) or "none"
+            raise InputError(where, f"expected one of 'files', 'dataset' or 'bigbench', found {found}")
+        unknown = sorted(set(config.columns) - set(FIELDS))
+        if unknown:
+            raise InputError(where, f"columns maps '{unknown[0]}', expected one of {', '.join(FIELDS)}")
+        if len(config.score_range) != 2 or not config.score_range[0] < config.score_range[1]:
+            raise InputError(where, f"score_range is {list(config.score_range)}, expected [lowest, highest]")
+        if config.max_examples is not None and config.max_examples < 1:
+            raise InputError(where, f"max_examples is {config.max_examples}, expected at least 1")
+        if config.files:
+            self._rows = file_rows(config.files)
+        elif config.dataset:
+            self._rows = hub_rows(config.dataset, config.subset, config.split or "train", config.revision)
+        self._templates = self._find_templates()
+        if self._templates and config.columns:
+            raise InputError(where, "has both templates and columns, expected one of them")
+
+    def _find_templates(self) -> list[Template]:
+        config = self._config
+        path = Path(config.templates) if config.templates else None
+        if path is None and self._root.templates and config.dataset and not config.columns:
+            path = Path(self._root.templates, config.dataset, config.subset or "", TEMPLATES_FILE)
+        if path is None:
+            return []
+        found = [template for file in find_template_files(path) for template in read_templates(file)]
+        names = [template.name for template in found]
+        for name in config.template_names:
+            if name not in names:
+                raise InputError(self._where, f"{path} has no template '{name}', but {', '.join(names)}"[:300])
+        return [template for template in found if not config.template_names or template.name in config.template_names]
+
+    def pools(self, shard: Shard) -> Iterator[Pool]:
+        """The pools of one shard of the rows, from the start."""
+        self.notes = []
+        if self._config.bigbench:
+            examples = bigbench_examples(self._config.bigbench)
+            mask = self._mask(len(examples), self._config.max_examples, self._config.bigbench)
+            kept = [example for number, example in enumerate(examples) if mask is None or mask[number]]
+            return (Pool.of_example(example) for example in shard.of(kept))
+        assert self._rows is not None
+        if self._templates:
+            return self._from_templates(self._rows, shard)
+        return self._from_columns(self._rows, shard)
+
+    def _from_columns(self, rows: Rows, shard: Shard) -> Iterator[Pool]:
+        config = self._config
+        low, high = config.score_range
+        task = config.task or config.dataset or Path(config.files[0]).stem
+        columns = Columns(config.columns, task, config.choices, (low, high))
+        mask = self._mask(rows.count(), config.max_examples, task) if config.max_examples else None
+        numbered = ((number, placed) for number, placed in enumerate(rows.read()) if mask is None or mask[number])
+        for _, (where, row) in shard.of(numbered):
+            if "candidates" in row or SAMPLES in row:  # a pool already
+                yield pool_from_row(row, where, labelled=False, answered=False)
+            else:
+                yield columns.pool(row, where)
+
+    def _from_templates(self, rows: Rows, shard: Shard) -> Iterator[Pool]:
+        split = self._split()
+        first = next(rows.read(), None)
+        if first is None:
+            raise InputError(rows.name, "has no rows")
+        rendered = PromptSourceExamples(self._templates, first[1].keys(), self._root.seed)
+        cap = self._template_cap(rows, len(rendered.templates))
+        masks: dict[str, Any] = {}
+        if cap is not None:
+            count = rows.count()
+            masks = {name: self._mask(count, cap, name) for name in rendered.templates}
+        for number, (_, row) in shard.of(enumerate(rows.read())):
+            names = [name for name in rendered.templates if masks.get(name) is None or masks[name][number]]
+            for example in rendered.of(number, row, split, names):
+                yield Pool.of_example(example)
+        self.notes = rendered.notes()
+
+    def _split(self) -> Split | None:
+        return next((split for split in SPLITS if split == self._config.split), None)
+
+    def _template_cap(self, rows: Rows, templates: int) -> int | None:
+        """The most rows for each template, by `max_examples` and T0's rule for large data sets."""
+        caps = [self._config.max_examples] if self._config.max_examples else []
+        if (large := self._root.large_dataset) and rows.count() > large:
+            caps.append(max(1, large // templates))
+        return min(caps, default=None)
+
+    def _mask(self, count: int, most: int | None, name: str) -> NDArray[np.bool_] | None:
+        """Which of `count` rows are used, `most` of them, drawn by the seed; None: all."""
+        if most is None or count <= most:
+            return None
+        mask = np.zeros(count, dtype=np.bool_)
+        generator = np.random.default_rng([self._root.seed, *f"{self._where} {name}".encode()])
+        mask[generator.choice(count, most, replace=False, shuffle=False)] = True
+        return mask

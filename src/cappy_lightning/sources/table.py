@@ -1,0 +1,97 @@
+"""Rows of a table of one's own as examples or pools, by a mapping of columns."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cappy_lightning.errors import InputError
+from cappy_lightning.records import Pool
+
+#: What columns can be mapped to; several columns can give the last three together.
+FIELDS = ("task", "id", "split", "instruction", "label", "score", "references", "choices", "responses")
+_LISTS = FIELDS[-3:]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """How rows become pools.
+
+    A field that is not mapped is the column of its own name, if there is one.
+
+    Args:
+        of: the column of a field, or of `references`, `choices` and `responses` a list of columns. Cells of
+            these may be lists; empty cells are no reference, choice or response.
+        task: the task of rows without a column for it.
+        choices: the choices of all rows, where no column has them. `label` is the index or the text of the
+            right one.
+        score_range: the lowest and highest value of `score`, which is mapped to [0, 1] and belongs to the
+            one response of the row.
+    """
+
+    of: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
+    task: str = "default"
+    choices: Sequence[str] = ()
+    score_range: tuple[float, float] = (0.0, 1.0)
+
+    def pool(self, row: Mapping[str, Any], where: str) -> Pool:
+        """The pool of a row, without candidates where it has no responses.
+
+        Raises:
+            InputError: a column is missing, or a cell cannot be what it is mapped to.
+        """
+        found: dict[str, Any] = {"task": self.task}
+        for name in FIELDS:
+            columns = self._columns(name, row, where)
+            values = [row[column] for column in columns if row[column] not in (None, "")]
+            if name in _LISTS:
+                texts = [text for value in values for text in (value if isinstance(value, list) else [value])]
+                if texts:
+                    found[name] = [_text(text) for text in texts]
+            elif values:
+                found[name] = values[0] if name in ("label", "score") else _text(values[0])
+        if self.choices and "choices" not in found:
+            found["choices"] = list(self.choices)
+        if "choices" in found:
+            found["label"] = _label(found.get("label"), found["choices"], where)
+        responses = found.pop("responses", [])
+        score = self._score(found.pop("score", None), len(responses), where)
+        if responses:
+            own = {} if score is None else {"score": score}
+            found["candidates"] = [{"response": response, **own} for response in responses]
+        return Pool.from_row(found, where, labelled=score is None, answered=False)
+
+    def _columns(self, name: str, row: Mapping[str, Any], where: str) -> list[str]:
+        mapped = self.of.get(name)
+        if mapped is None:
+            return [name] if name in row else []
+        columns = [mapped] if isinstance(mapped, str) else list(mapped)
+        for column in columns:
+            if column not in row:
+                raise InputError(where, f"has no column '{column}' (for {name}), but {', '.join(row)}"[:300])
+        return columns
+
+    def _score(self, value: Any, responses: int, where: str) -> float | None:
+        if value is None:
+            return None
+        if responses != 1:
+            raise InputError(where, f"has a score and {responses} responses, expected one response")
+        low, high = self.score_range
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = low - 1
+        if not low <= number <= high:
+            raise InputError(where, f"score is {value!r}, expected a number from {low:g} to {high:g}")
+        return (number - low) / (high - low)
+
+
+def _text(value: Any) -> Any:
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def _label(label: Any, choices: list[str], where: str) -> Any:
+    if isinstance(label, str):
+        if label not in choices:
+            raise InputError(where, f"label is '{label[:80]}', expected one of the {len(choices)} choices")
+        return choices.index(label)
+    return label

@@ -1,0 +1,212 @@
+"""The OpenAI API client against the real embedded server, with what goes wrong between them."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import run_cappy
+from proxy import running_proxy, sometimes
+
+from cappy_lightning.backbones.backbone import Request
+from cappy_lightning.backbones.decoding import parse_decoding
+from cappy_lightning.backbones.embedded import embedded_server
+from cappy_lightning.backbones.generate import left_out_path, made_by_path, record_pools
+from cappy_lightning.backbones.openai_api import OpenAIBackbone
+from cappy_lightning.config import BackboneConfig
+from cappy_lightning.errors import InputError
+from cappy_lightning.records import Example
+from cappy_lightning.sources.jsonl import read_labelled_pools
+
+THINGS = ["tomato", "leaf", "sky", "banana", "coal", "snow", "carrot", "plum", "bark", "ash", "rose", "sea"]
+EXAMPLES = [Example("colors", f"{i}", f"What color is {thing}?", ("red",)) for i, thing in enumerate(THINGS)]
+DECODINGS = {"greedy": 1, "sampling": 3, "temperature_0.7": 0, "nucleus_0.9": 0}
+SETTINGS = BackboneConfig(kind="openai", shots=2, max_tokens=4, decodings=DECODINGS, concurrency=3, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with embedded_server() as address:
+        yield address
+
+
+def record(config: BackboneConfig, out: Path, examples: list[Example] = EXAMPLES) -> list[Any]:
+    record_pools(lambda: examples, config, out)
+    return read_labelled_pools([out])
+
+
+def _asks(body: dict[str, Any], example: Example) -> bool:
+    prompt = body["messages"][-1]["content"] if "messages" in body else body["prompt"]
+    return example.instruction in prompt[-len(example.instruction) - 10 :]
+
+
+def refusal(config: BackboneConfig) -> str:
+    with pytest.raises(InputError) as error, OpenAIBackbone(config) as backbone:
+        list(backbone.answer(iter([Request(EXAMPLES[0], "x")]), [parse_decoding("greedy", 1)]))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_completion_and_chat_give_every_decoding_with_likelihoods(server: str, tmp_path: Path, chat: bool) -> None:
+    with running_proxy(server) as (url, proxy):
+        shown = replace(SETTINGS, url=url, chat=chat)
+        examples = [replace(e, split="train") for e in EXAMPLES[:4]]
+        for pool in record(shown, tmp_path / "pool.jsonl", examples):
+            assert [c.decoding for c in pool.candidates] == ["greedy", *["sampling"] * 3]
+            for candidate in pool.candidates:
+                assert candidate.log_likelihood_sum <= candidate.log_likelihood_mean <= 0
+    sent = [body for body in proxy.seen if body["max_tokens"] == 4]  # without the probe
+    assert len(sent) == 8
+    last = next(body for body in sent if _asks(body, examples[3]) and body["n"] == 3)
+    if chat:
+        assert [turn["role"] for turn in last["messages"]] == ["user", "assistant"] * 2 + ["user"]
+        assert last["messages"][-1]["content"] == examples[3].instruction
+        assert "stop" not in last
+    else:
+        assert last["prompt"].count("Question: ") == 3
+        assert last["prompt"].endswith(f"Question: {examples[3].instruction}\nAnswer:")
+        assert last["stop"] == ["\n"]
+    made_by = json.loads(made_by_path(tmp_path / "pool.jsonl").read_text())
+    prefix = made_by["prompt_prefix"]
+    assert last["messages"][:-1] == prefix if chat else last["prompt"].startswith(prefix)
+    assert made_by["input_tokens"] > 0
+    assert made_by["output_tokens"] >= 16
+
+
+def test_what_is_recorded_is_the_same_however_many_requests_are_under_way(server: str, tmp_path: Path) -> None:
+    config = replace(SETTINGS, url=server, decodings=DECODINGS | {"sampling": 0})
+    one, many = (record(replace(config, concurrency=n), tmp_path / f"{n}.jsonl") for n in (1, 5))
+    assert [[c.response for c in pool.candidates] for pool in one] == [
+        [c.response for c in pool.candidates] for pool in many
+    ]
+
+
+def test_through_429s_5xx_and_dropped_connections_every_record_is_complete(server: str, tmp_path: Path) -> None:
+    faults = sometimes(3, drop=0.15, http_429=0.2, http_503=0.1)
+    with running_proxy(server, faults) as (url, proxy):
+        pools = record(replace(SETTINGS, url=url, retries=12), tmp_path / "pool.jsonl")
+    assert [pool.example for pool in pools] == EXAMPLES
+    for pool in pools:
+        assert [c.decoding for c in pool.candidates] == ["greedy", *["sampling"] * 3]
+    assert min(proxy.answers[fault] for fault in ("drop", 429, 503)) > 0
+    assert proxy.most_at_once <= 3
+
+
+def test_an_endpoint_that_takes_less_is_asked_for_less(server: str, tmp_path: Path, capsys: Any) -> None:
+    def plain(number: int, body: dict[str, Any]) -> Any:
+        for name in ("top_k", "logprobs", "n"):
+            if body.get(name) is not None and (name != "n" or body[name] > 1):
+                return 400, {"error": {"message": f"unknown parameter: {name}"}}
+        return None
+
+    decodings = DECODINGS | {"top_k_5": 2, "beam_4": 1}
+    with running_proxy(server, plain) as (url, _):
+        pools = record(replace(SETTINGS, url=url, decodings=decodings), tmp_path / "pool.jsonl", EXAMPLES[:2])
+    said = capsys.readouterr().err
+    assert "requests go without logprobs, n, top_k, min_p (the endpoint said: unknown parameter" in said
+    assert "left out: top_k_5 (the endpoint does not take top_k)" in said
+    assert "left out: beam_4 (the OpenAI API has no beam search)" in said
+    for pool in pools:
+        assert [c.decoding for c in pool.candidates] == ["greedy", *["sampling"] * 3]
+        assert {c.log_likelihood_sum for c in pool.candidates} == {None}
+
+
+def test_an_endpoint_that_gives_one_choice_whatever_n_is_asked_again(tmp_path: Path) -> None:
+    def single(number: int, body: dict[str, Any]) -> Any:
+        return 200, {"choices": [{"index": 0, "text": f" {body['seed']}"}], "usage": {"prompt_tokens": 5}}
+
+    with running_proxy("", single) as (url, proxy):
+        (pool,) = record(replace(SETTINGS, url=url, shots=0), tmp_path / "pool.jsonl", EXAMPLES[:1])
+    sampled = [c.response for c in pool.candidates if c.decoding == "sampling"]
+    assert len(set(sampled)) == 3
+    assert [body["n"] for body in proxy.seen if body["temperature"] == 1 and body["max_tokens"] == 4] == [3, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        ((401, {"error": {"message": "Incorrect API key: sk-secret"}}), "the LLM endpoint refuses the key (HTTP 401)"),
+        ((404, {"error": {"message": "no model x"}}), "the LLM endpoint answered HTTP 404: no model x"),
+        ((400, {"error": {"message": "no"}}), "the LLM endpoint answered HTTP 400: no"),
+        ((500, b"<html>oops</html>"), "the LLM endpoint answered HTTP 500: "),
+        ((200, b"<html>hello</html>"), "the LLM endpoint's answer is no "),
+        ((200, {"hello": 1}), "the LLM endpoint's answer is no OpenAI completion with 'choices'"),
+        ((200, {"choices": []}), "the LLM endpoint's answer is no OpenAI completion with 'choices'"),
+        ((200, {"choices": [{"index": 0}]}), "the LLM endpoint's answer is no OpenAI completion with 'choices'"),
+        ("drop", "no answer from the LLM endpoint ("),
+        ("hang", "no answer from the LLM endpoint ("),
+    ],
+)
+def test_nonsense_silence_and_refusals_are_one_clear_line(
+    answer: Any, problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    with running_proxy("", lambda number, body: answer) as (url, proxy):
+        said = refusal(replace(SETTINGS, url=url, retries=1, timeout=0.5))
+    assert said.startswith(f"{url}/v1: {problem}")
+    assert "sk-secret" not in said
+    assert proxy.keys[0] == "Bearer sk-secret"
+
+
+def test_an_endpoint_that_is_not_there_is_named() -> None:
+    assert refusal(replace(SETTINGS, url="http://127.0.0.1:9", retries=0)).startswith(
+        "http://127.0.0.1:9/v1: no answer from the LLM endpoint ("
+    )
+
+
+def test_examples_that_the_endpoint_cannot_serve_are_left_out_with_the_reason(
+    server: str, tmp_path: Path, capsys: Any
+) -> None:
+    def too_long(number: int, body: dict[str, Any]) -> Any:
+        return (400, {"error": {"message": "too long"}}) if "banana" in body["prompt"][-40:] else None
+
+    with running_proxy(server, too_long) as (url, _):
+        pools = record(replace(SETTINGS, url=url), tmp_path / "pool.jsonl")
+    assert [pool.example.id for pool in pools] == [e.id for e in EXAMPLES if "banana" not in e.instruction]
+    (line,) = left_out_path(tmp_path / "pool.jsonl").read_text().splitlines()
+    assert (json.loads(line)["problem"], json.loads(line)["example"]["id"]) == ("too long", "3")
+    assert "1 examples have no answer and are left out" in capsys.readouterr().err
+
+
+def test_when_nothing_can_be_served_the_recording_ends(tmp_path: Path) -> None:
+    def never(number: int, body: dict[str, Any]) -> Any:
+        return (400, {"error": {"message": "no"}}) if number else (200, {"choices": [{"index": 0, "text": "a"}]})
+
+    with running_proxy("", never) as (url, _), pytest.raises(InputError, match="the first 8 examples have no answer"):
+        record(replace(SETTINGS, url=url), tmp_path / "pool.jsonl")
+
+
+def test_a_budget_stops_and_with_more_the_same_command_continues(server: str, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "pool.jsonl"
+    config = replace(SETTINGS, url=server, concurrency=1, input_price=10.0, output_price=1000.0)
+    with pytest.raises(InputError) as error:
+        record(replace(config, budget_tokens=300), out)
+    assert str(error.value).startswith("backbone.budget_tokens: is spent, ")
+    done = len((tmp_path / "pool.jsonl.partial").read_text().splitlines()) - 1
+    assert 0 < done < len(EXAMPLES)
+    assert "12 examples, 24 requests: about " in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"backbone.budget_usd: is spent"):
+        record(replace(config, budget_usd=0.001), out)
+    assert [pool.example for pool in record(config, out)] == EXAMPLES
+
+
+def test_from_the_command_line(server: str, tmp_path: Path) -> None:
+    path = tmp_path / "examples.jsonl"
+    path.write_text("".join(json.dumps(replace(e, split="train").to_row()) + "\n" for e in EXAMPLES[:3]))
+    words = ["backbone.kind=openai", f"backbone.url={server}", "backbone.max_tokens=3", "backbone.shots=1"]
+    done = run_cappy("generate", path, "-o", tmp_path / "pool.jsonl", *words)
+    assert done.returncode == 0, done.stderr
+    assert len(read_labelled_pools([tmp_path / "pool.jsonl"])) == 3
+    refused = run_cappy(
+        "generate",
+        path,
+        "-o",
+        tmp_path / "other.jsonl",
+        *words[:1],
+        "backbone.url=http://127.0.0.1:9",
+        "backbone.retries=0",
+    )
+    assert (refused.returncode, "no answer from the LLM endpoint" in refused.stderr) == (2, True)

@@ -1,0 +1,85 @@
+"""Pools that were recorded before, ours and the reference implementation's, as a backbone."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import run_cappy
+
+from cappy_lightning.backbones.generate import left_out_path, record_pools
+from cappy_lightning.config import BackboneConfig
+from cappy_lightning.errors import InputError
+from cappy_lightning.records import Candidate, Example, Pool
+from cappy_lightning.sources.jsonl import read_labelled_pools
+
+NONE = {"greedy": 0, "temperature_0.7": 0, "nucleus_0.9": 0}
+EXAMPLES = [Example("t", str(n), f"instruction {n} ", (f"a {n}",), split="train") for n in range(3)]
+
+
+def sample(text: str) -> dict[str, object]:
+    return {"response": text, "log_likelihood_sum": -2.0, "log_likelihood_mean": -0.5}
+
+
+@pytest.fixture
+def reference_file(tmp_path: Path) -> Path:
+    """A file as the reference implementation records it."""
+    rows = [
+        {
+            "dataset": "tense",
+            "example_idx": n,
+            "instruction": f"instruction {n}",
+            "references": [f"a {n}", ""],
+            "flan_samples": {"beam4": [sample(f"b {n}")], "sampling": [sample("s"), sample(" "), sample(f"a {n}")]},
+        }
+        for n in range(2)
+    ]
+    path = tmp_path / "tense_validation.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_files_of_the_reference_implementation_are_pools(reference_file: Path) -> None:
+    first, second = read_labelled_pools([reference_file])
+    assert first.example == Example("tense", "validation:0", "instruction 0", ("a 0",), split="validation")
+    assert first.candidates == tuple(
+        Candidate(text, decoding, -2.0, -0.5)
+        for text, decoding in (("b 0", "beam4"), ("s", "sampling"), ("a 0", "sampling"))
+    )
+    assert second.example.id == "validation:1"
+
+
+def test_recorded_candidates_answer_the_same_instructions(
+    reference_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "pool.jsonl"
+    config = BackboneConfig(kind="recorded", pools=[str(reference_file)], decodings=NONE | {"sampling": 1, "beam_4": 1})
+    record_pools(lambda: EXAMPLES, config, out)
+    said = capsys.readouterr().err
+    assert "left out: beam_4 (the recorded pools have no such candidates, but beam4, sampling)" in said
+    assert read_labelled_pools([out]) == [Pool(e, (Candidate("s", "sampling", -2.0, -0.5),)) for e in EXAMPLES[:2]]
+    (left_out,) = map(json.loads, left_out_path(out).read_text().splitlines())
+    assert (left_out["problem"], left_out["example"]["id"]) == ("no recorded pool has this instruction", "2")
+
+
+def test_a_file_without_any_wanted_decoding_is_refused(reference_file: Path, tmp_path: Path) -> None:
+    config = BackboneConfig(kind="recorded", pools=[str(reference_file)], decodings=NONE | {"sampling": 0, "greedy": 1})
+    with pytest.raises(InputError, match=r"backbone.decodings: the backbone can do none of them"):
+        record_pools(lambda: EXAMPLES, config, tmp_path / "pool.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"flan_samples": [], "references": []}, "field 'flan_samples' must be an object of lists"),
+        (
+            {"flan_samples": {"a": [sample("")]}, "references": ["x"], "dataset": "t", "instruction": "i"},
+            "field 'candidates' must be",
+        ),
+    ],
+)
+def test_a_bad_row_is_refused_by_file_and_line(tmp_path: Path, row: dict[str, object], problem: str) -> None:
+    path = tmp_path / "t_train.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    done = run_cappy("label", path, "-o", tmp_path / "out")
+    assert done.returncode == 2
+    assert f"{path}:1: {problem}" in done.stderr
