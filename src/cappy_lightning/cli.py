@@ -110,6 +110,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     label.set_defaults(run=_label)
 
+    inspect = commands.add_parser(
+        "inspect",
+        help="look at instances, pools or examples",
+        formatter_class=raw,
+        description="Counts by task and origin, scores, lengths in tokens, the worst tasks and sample rows.\n\n"
+        "  cappy inspect instances/train --html page.html\n"
+        "  cappy inspect pool.jsonl scorer.base=roberta-large scorer.max_length=512",
+    )
+    inspect.add_argument("source", metavar="PATH", help="directory of instances, pool or example file, sources file")
+    inspect.add_argument("config", nargs="*", metavar="[scorer.key=value ...] [label.key=value ...]")
+    inspect.add_argument("--html", metavar="PAGE.html", help="write one self-contained page, too")
+    inspect.set_defaults(run=_inspect)
+
     score = commands.add_parser(
         "score",
         help="score pairs",
@@ -185,18 +198,46 @@ def _label(options: argparse.Namespace) -> int:
     return 0
 
 
+def _inspect(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from cappy_lightning.inspection.instances import inspect_instances
+    from cappy_lightning.inspection.page import print_findings, write_page
+    from cappy_lightning.inspection.pools import inspect_pools
+
+    if Path(options.source).is_dir():
+        config = load_config([*options.config, *_NO_SOURCE])
+        findings = inspect_instances([Path(options.source)], config)
+    else:
+        sources, config = _read_words(options.source, options.config, Shard())
+        findings = inspect_pools(sources.pools(), options.source, config)
+        findings.facts += sources.notes()
+    print_findings(findings, Console(width=None if sys.stdout.isatty() else 120))
+    if options.html:
+        write_page(findings, Path(options.html))
+        say(f"page: {options.html}")
+    return 0
+
+
 def _open_sources(options: argparse.Namespace, part: str) -> tuple[Sources, Config, Path]:
-    """The sources, the config and the output of a command; `key=value` words go where their key belongs."""
-    own = {field.name for field in fields(SourcesConfig)}
-    words = [options.source, *(word for word in options.config if word.partition("=")[0].partition(".")[0] in own)]
-    rest = [word for word in options.config if word not in words]
-    source = ["data.task=null", "data.instances=[]", "data.pool=[]", "data.examples=-"]
-    config = load_config([*rest, *source])
+    """The sources, the config and the output of a command that makes something of examples."""
     shard = Shard.parse(options.shard)
     out = Path(options.out)
     if shard.count > 1:
         out = out / part.format(shard.index, shard.count)
-    return Sources(words, shard), config, out
+    return *_read_words(options.source, options.config, shard), out
+
+
+#: For commands whose data are not those of the config.
+_NO_SOURCE = ("data.task=null", "data.instances=[]", "data.pool=[]", "data.examples=-")
+
+
+def _read_words(source: str, words: Sequence[str], shard: Shard) -> tuple[Sources, Config]:
+    """The sources and the config of a command line: `key=value` words go where their key belongs."""
+    own = {field.name for field in fields(SourcesConfig)}
+    for_sources = [word for word in words if word.partition("=")[0].partition(".")[0] in own]
+    rest = [word for word in words if word not in for_sources]
+    return Sources([source, *for_sources], shard), load_config([*rest, *_NO_SOURCE])
 
 
 def _score(options: argparse.Namespace) -> int:

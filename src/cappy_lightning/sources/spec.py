@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from cappy_lightning.config import key, merge
 from cappy_lightning.errors import InputError
 from cappy_lightning.records import SPLITS, Pool, Split
-from cappy_lightning.sources.bigbench import bigbench_examples
+from cappy_lightning.sources.bigbench import bigbench_examples, fetch
 from cappy_lightning.sources.jsonl import SAMPLES, pool_from_row
 from cappy_lightning.sources.promptsource import (
     TEMPLATES_FILE,
@@ -125,6 +125,8 @@ class Sources:
         Raises:
             InputError: rows that cannot be read, or are no example.
         """
+        if tasks := [source.bigbench for source in self._config.sources if source.bigbench]:
+            fetch(tasks)
         for source in self._sources:
             yield from source.pools(self._shard)
 

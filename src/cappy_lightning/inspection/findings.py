@@ -1,0 +1,131 @@
+"""What an inspection finds, in a form that text and page are both made of."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: Bins of a histogram of scores over [0, 1].
+SCORE_BINS = 20
+#: Rows drawn at random for sample rows and lengths in tokens.
+DRAWN = 20_000
+#: Rows that are shown.
+SHOWN = 12
+#: Tasks that are shown as the worst.
+WORST = 10
+
+
+@dataclass(frozen=True)
+class Table:
+    """A titled table; `note` says how to read it."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[object]]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts between `edges`; `mark` is a value to be marked."""
+
+    title: str
+    edges: NDArray[np.float64]
+    counts: NDArray[np.int64]
+    mark: float | None = None
+    note: str = ""
+
+
+@dataclass
+class Findings:
+    """Everything that an inspection found.
+
+    Attributes:
+        title: what was inspected.
+        facts: one line each.
+        tables: counts.
+        histograms: distributions.
+        samples: rows of the data, drawn at random.
+    """
+
+    title: str
+    facts: list[str] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    histograms: list[Histogram] = field(default_factory=list)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Drawn:
+    """Up to `size` of the rows that come by, each with the same chance (reservoir by random keys).
+
+    Args:
+        size: the most rows that are kept.
+    """
+
+    def __init__(self, size: int = DRAWN) -> None:
+        self._size, self._generator = size, np.random.default_rng(0)
+        self._keys: NDArray[np.float64] = np.empty(0)
+        self.rows: list[dict[str, Any]] = []
+
+    def offer(self, count: int) -> list[int]:
+        """Which of the next `count` rows to hand to `add`, by their place among them."""
+        keys = self._generator.random(count)
+        kept = np.argsort(np.concatenate([self._keys, keys]), kind="stable")[: self._size]
+        old, new = kept[kept < len(self._keys)], kept[kept >= len(self._keys)] - len(self._keys)
+        self.rows = [self.rows[place] for place in old]
+        self._keys = np.concatenate([self._keys[old], keys[new]])
+        return [int(place) for place in new]
+
+    def add(self, rows: Sequence[dict[str, Any]]) -> None:
+        """The rows that the last `offer` asked for."""
+        self.rows += rows
+
+
+def score_histogram(title: str, counts: NDArray[np.int64]) -> Histogram:
+    """A histogram of scores from counts in `SCORE_BINS` bins."""
+    return Histogram(title, np.linspace(0, 1, SCORE_BINS + 1), counts)
+
+
+def count_scores(scores: Sequence[float] | NDArray[np.float64]) -> NDArray[np.int64]:
+    """Scores by bin."""
+    return np.histogram(np.asarray(scores, dtype=np.float64), bins=SCORE_BINS, range=(0, 1))[0].astype(np.int64)
+
+
+def token_findings(findings: Findings, pairs: Sequence[tuple[str, str]], tokenizer: str, max_length: int) -> None:
+    """Add the lengths of pairs in tokens, and the share that a maximum would cut.
+
+    Args:
+        findings: what to add to.
+        pairs: (instruction, response), drawn at random.
+        tokenizer: `scorer.base`: hub name, local path, or `embedded`.
+        max_length: most tokens of a pair, special tokens included.
+    """
+    from transformers import AutoTokenizer
+
+    from cappy_lightning.scorer.encoding import PairEncoder
+    from cappy_lightning.scorer.model import resolve_base
+
+    encoder = PairEncoder(AutoTokenizer.from_pretrained(resolve_base(tokenizer)), max_length, "left", False)
+    encoded = encoder.encode(*map(list, zip(*pairs, strict=True)))
+    lengths = np.array([len(pair.ids) + pair.cut for pair in encoded])
+    share = float((lengths > max_length).mean())
+    findings.facts.append(
+        f"{100 * share:.1f}% of the pairs are longer than {max_length} tokens of {tokenizer} and would be cut"
+        f" (of {len(lengths):,} drawn at random)"
+    )
+    levels = (50, 90, 95, 99, 100)
+    values = [f"{value:.0f}" for value in np.percentile(lengths, levels)]
+    header = [f"{level}%" if level < 100 else "longest" for level in levels]
+    findings.tables.append(Table("Tokens of a pair, percentiles", header, [values]))
+    step = max(1, math.ceil((lengths.max() - lengths.min() + 1) / 25))
+    edges = np.arange(lengths.min(), lengths.max() + step + 1, step, dtype=np.float64)
+    counts = np.histogram(lengths, bins=edges)[0].astype(np.int64)
+    findings.histograms.append(Histogram("Tokens of a pair", edges, counts, mark=float(max_length)))
+
+
+def shortened(text: str, most: int = 400) -> str:
+    """A text for display."""
+    return text if len(text) <= most else text[:most] + " ..."

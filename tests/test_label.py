@@ -1,0 +1,200 @@
+"""`cappy label`: shards that are the same whatever happens on the way."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import QUICKSTART_POOL, ROOT, run_cappy
+
+from cappy_lightning import label as job
+from cappy_lightning.config import Config
+from cappy_lightning.data.shards import MANIFEST, find_directories, part_name, read_manifest, read_table
+from cappy_lightning.errors import InputError
+from cappy_lightning.label import label
+from cappy_lightning.labeling import weak_labels
+from cappy_lightning.labeling.weak_labels import Labeler
+from cappy_lightning.records import Instance, Pool
+from cappy_lightning.sources.spec import Sources
+
+
+def rows(directory: Path) -> list[Instance]:
+    return [
+        Instance(**row)
+        for found in find_directories(directory)
+        for row in read_table([read_manifest(found)]).to_pylist()
+    ]
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in directory.iterdir()}
+
+
+def many(path: Path, pools: Sequence[Pool], times: int) -> Path:
+    with open(path, "w", encoding="utf-8") as stream:
+        for n in range(times):
+            for pool in pools:
+                stream.write(json.dumps(pool.to_row() | {"id": f"{n}-{pool.example.id}"}) + "\n")
+    return path
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several blocks and shards of the quickstart's pools."""
+    for module in (job, weak_labels):
+        monkeypatch.setattr(module, "BLOCK", 32)
+    monkeypatch.setattr(job, "SHARD_ROWS", 1000)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_instances_are_those_of_the_rules_in_the_order_of_the_pools(
+    tmp_path: Path, pools: list[Pool], split: Any
+) -> None:
+    label(Sources([str(QUICKSTART_POOL)]), Config(), tmp_path / "out", split)
+    mine = [pool for pool in pools if pool.example.split == split]
+    labeler = Labeler(Config().label, 0)
+    expected = list(labeler.training(mine) if split == "train" else labeler.validation(mine))
+    found = rows(tmp_path / "out")
+    assert [vars(i) | {"score": 0} for i in found] == [vars(i) | {"score": 0} for i in expected]
+    assert [i.score for i in found] == pytest.approx([i.score for i in expected], abs=1e-7)
+    manifest = json.loads((tmp_path / "out" / MANIFEST).read_text())
+    assert manifest["tasks"] == {"ticket_subject": len(found)}
+    assert sum(manifest["origins"].values()) == sum(manifest["score_histogram"]) == manifest["rows"] == len(found)
+    assert len(manifest["shards"]) > 2
+    assert manifest["made_by"]["sources"]["sources"][0]["files"] == [str(QUICKSTART_POOL)]
+    assert sorted(contents(tmp_path / "out")) == [MANIFEST, *(shard["file"] for shard in manifest["shards"])]
+
+
+@pytest.mark.usefixtures("small")
+def test_wherever_it_was_stopped_it_ends_with_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    label(Sources([str(QUICKSTART_POOL)]), Config(), tmp_path / "whole", "train")
+    real, shards = job.write_shard, 0
+
+    def stop_now(*arguments: Any) -> dict[str, Any]:
+        nonlocal shards
+        shards += 1
+        if shards % 2:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(job, "write_shard", stop_now)
+    stops = 0
+    while not (tmp_path / "out").exists():
+        try:
+            label(Sources([str(QUICKSTART_POOL)]), Config(), tmp_path / "out", "train")
+        except KeyboardInterrupt:
+            stops += 1
+            (tmp_path / "out.partial" / "shard-00099.parquet").write_text("cut off")
+            with open(tmp_path / "out.partial" / job.JOURNAL, "a") as stream:
+                stream.write('{"file": "cut o')
+    assert stops > 3
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
+
+
+def test_killed_at_any_moment_it_continues(tmp_path: Path, pools: list[Pool]) -> None:
+    source = many(tmp_path / "pool.jsonl", pools, 30)
+    command = [sys.executable, "-m", "cappy_lightning", "label", str(source), "-o"]
+    done = subprocess.run([*command, str(tmp_path / "whole")], cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    process = subprocess.Popen([*command, str(tmp_path / "out")], cwd=ROOT, stderr=subprocess.DEVNULL)
+    journal = tmp_path / "out.partial" / job.JOURNAL
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and (not journal.exists() or journal.read_bytes().count(b"\n") < 2):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "out").exists()
+    again = subprocess.run([*command, str(tmp_path / "out")], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert "continuing, " in again.stderr
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_parts_hold_every_example_once_and_are_read_as_one(tmp_path: Path, pools: list[Pool]) -> None:
+    for index in (2, 0, 1):
+        done = run_cappy(
+            "label", QUICKSTART_POOL, "-o", tmp_path / "out", "--shard", f"{index}/3", "label.mismatches=0"
+        )
+        assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [part_name(i, 3) for i in range(3)]
+    found = rows(tmp_path / "out")
+    config = Config()
+    config.label.mismatches = 0
+    expected = Labeler(config.label, 0).training(pool for pool in pools if pool.example.split == "train")
+    assert sorted((i.example_id, i.response) for i in found) == sorted((i.example_id, i.response) for i in expected)
+    (tmp_path / "out" / part_name(1, 3) / MANIFEST).unlink()
+    with pytest.raises(InputError, match=r"part-1-of-3: is missing or not finished, expected 3 parts"):
+        find_directories(tmp_path / "out")
+
+
+@pytest.mark.usefixtures("small")
+def test_other_input_settings_or_processes_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, out = tmp_path / "pool.jsonl", tmp_path / "out"
+    lines = QUICKSTART_POOL.read_text(encoding="utf-8").splitlines(keepends=True)
+    source.write_text("".join(lines))
+    real = job.write_shard
+
+    def second_fails(rows: Any, directory: Path, number: int) -> dict[str, Any]:
+        if number:
+            raise OSError(28, "No space left on device")
+        return real(rows, directory, number)
+
+    monkeypatch.setattr(job, "write_shard", second_fails)
+    with pytest.raises(InputError, match=r"out.partial: cannot be written \(No space left on device\); what is there"):
+        label(Sources([str(source)]), Config(), out, "train")
+    other = Config()
+    other.label.mismatches = 2
+    with pytest.raises(InputError, match="was begun with other input or settings"):
+        label(Sources([str(source)]), other, out, "train")
+    source.write_text("".join([lines[1], lines[0], *lines[2:]]))
+    with pytest.raises(InputError, match="the input has changed since this was begun"):
+        label(Sources([str(source)]), Config(), out, "train")
+    source.write_text("".join(lines))
+    monkeypatch.setattr(job, "write_shard", real)
+    label(Sources([str(source)]), Config(), out, "train")
+    with pytest.raises(InputError, match="out: exists already, expected a new directory"):
+        label(Sources([str(source)]), Config(), out, "train")
+
+
+def test_a_second_process_is_refused(tmp_path: Path) -> None:
+    hold = "import sys, time; from pathlib import Path; from cappy_lightning.files import open_locked\n"
+    hold += "lock = open_locked(Path(sys.argv[1]), Path('x'), 'y'); print('held', flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", hold, str(tmp_path / ".out.lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match="another process is at work on this directory of instances"):
+            label(Sources([str(QUICKSTART_POOL)]), Config(), tmp_path / "out", "train")
+        process.kill()
+
+
+@pytest.mark.parametrize(
+    ("row", "words", "problem"),
+    [
+        ({"task": "t", "instruction": "i"}, [], ":1: expected either 'references' or 'choices' with 'label'"),
+        ({"task": "t", "instruction": "i", "references": []}, [], ":1: expected either 'references' or 'choices'"),
+        (
+            {"task": "t", "instruction": "i", "references": ["a"]},
+            ["--split", "validation"],
+            "there is no instance of the split",
+        ),
+        ({"task": "t", "instruction": "i", "references": ["a"]}, ["--shard", "3/3"], "--shard: is '3/3', expected I/N"),
+        ({"task": "t", "instruction": "i", "references": ["a"]}, ["label.score=bleu"], "label.score: is 'bleu'"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing_that_looks_done(
+    tmp_path: Path, row: Any, words: list[str], problem: str
+) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    done = run_cappy("label", path, "-o", tmp_path / "out", *words)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert problem in done.stderr
+    assert not (tmp_path / "out").exists()
