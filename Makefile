@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup train test check clean
+.PHONY: setup train test soak check clean
 
 setup: $(READY)
 
@@ -21,6 +21,10 @@ train: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# The long rounds of some tests: many kills, large sizes.
+soak: setup
+	$(BIN)/python -m pytest -m soak -s
 
 # What CI checks beside the tests.
 check: setup

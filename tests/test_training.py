@@ -85,3 +85,17 @@ def test_two_processes_train_and_export_one_adapter(lora_run: Path, tmp_path: Pa
     assert mine.keys() == theirs.keys()
     assert mine == pytest.approx(theirs, rel=1e-4)  # the same pairs behind every step, and no dropout
     assert Cappy.from_pretrained(run_dir / "adapter").score([("a", "b")]).shape == (1,)
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_dropout_is_at_work_in_training_and_not_in_the_export(
+    cappy: Run, request: pytest.FixtureRequest, tmp_path: Path, mode: str
+) -> None:
+    without = request.getfixturevalue(f"{mode}_run")
+    words = (f"finetune.mode={mode}", "scorer.dropout=0.5", f"run_dir={tmp_path / 'run'}")
+    done = cappy("train", *SHORT_RUN, *words)
+    assert done.returncode == 0, done.stderr
+    assert metrics(without)["train/loss"] != metrics(tmp_path / "run")["train/loss"]
+    scorer = Cappy.from_pretrained(tmp_path / "run" / {"lora": "adapter", "full": "model"}[mode])
+    pairs = [(ROWS[0]["instruction"], "a"), (ROWS[1]["instruction"], "b")]
+    assert scorer.score(pairs).tolist() == scorer.score(pairs).tolist()

@@ -66,6 +66,7 @@ def _fit(config: Config, run: RunDir) -> int:
         if rank() == 0:
             Cappy(scorer).save_pretrained(scorer.base)
     settings = add_lora(scorer, config.finetune) if config.finetune.mode == "lora" else {}
+    scorer.model.train()  # a loaded model is in evaluation mode, without dropout, and Lightning leaves that as it is
     trained = sum(p.numel() for p in scorer.model.parameters() if p.requires_grad)
     if rank() == 0:
         say(f"{config.scorer.base}: {total:,} parameters, {trained:,} of them trained ({config.finetune.mode})")

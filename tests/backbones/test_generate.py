@@ -1,6 +1,7 @@
 """Recording from the real embedded LLM, over HTTP, and continuing after a kill."""
 
 import json
+import random
 import signal
 import subprocess
 import sys
@@ -58,41 +59,51 @@ def test_greedy_is_the_same_every_time_and_seeds_make_samples_differ() -> None:
     assert len(set(one[1:])) > 1
 
 
-def test_a_killed_recording_continues_with_nothing_lost_or_doubled(tmp_path: Path) -> None:
-    examples = tmp_path / "examples.jsonl"
-    many = [replace(e, id=f"{n}-{e.id}", instruction=f"{e.instruction} ({n})") for n in range(4) for e in EXAMPLES]
-    examples.write_text("".join(json.dumps(e.to_row()) + "\n" for e in many))
-    out = tmp_path / "out" / "pool.jsonl"
+@pytest.mark.parametrize(("kills", "count"), [(2, 40), pytest.param(20, 500, marks=pytest.mark.soak)])
+def test_killed_at_random_moments_a_recording_ends_with_nothing_lost_or_doubled(
+    tmp_path: Path, kills: int, count: int
+) -> None:
+    generator = random.Random(kills)
+    examples, out = tmp_path / "examples.jsonl", tmp_path / "out" / "pool.jsonl"
     partial = out.with_name("pool.jsonl.partial")
-    command = [
-        sys.executable,
-        "-m",
-        "cappy_lightning",
-        "generate",
-        str(examples),
-        "-o",
-        str(out),
-        "backbone.max_tokens=6",
+    many = [
+        replace(e, id=f"{n}-{e.id}", instruction=f"{e.instruction} ({n})")
+        for n in range(count // len(EXAMPLES))
+        for e in EXAMPLES
     ]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and (not partial.exists() or partial.read_text().count("\n") < 6):
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    before = partial.read_text()
-    partial.write_text(
-        before + '{"pool": {"task": "colors", "id": "cut of'
-    )  # as a kill in the middle of a write leaves it
+    examples.write_text("".join(json.dumps(e.to_row()) + "\n" for e in many))
+    command = [sys.executable, "-m", "cappy_lightning", "generate", str(examples), "-o", str(out)]
+    command.append("backbone.max_tokens=6")
+    recorded: list[str] = []
+    for _ in range(kills):
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        lines = len(recorded)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and (not partial.exists() or partial.read_text().count("\n") <= lines):
+            time.sleep(0.02)
+        time.sleep(generator.uniform(0, 2))
+        assert process.poll() is None, "it had ended before the kill"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        now = partial.read_text().splitlines()
+        assert now[: len(recorded)] == recorded  # nothing lost
+        recorded = [line for line in now if line.endswith("}")]
+        if generator.random() < 0.5:  # as a kill within a write leaves it
+            partial.write_text("\n".join(recorded) + '\n{"pool": {"task": "colors", "id": "cut o')
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=6000)
     assert done.returncode == 0, done.stderr
     assert "continuing, " in done.stderr
-    assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == [e.id for e in many]
-    recorded = [json.loads(line)["pool"] for line in before.splitlines()[1:]]
-    assert recorded == [json.loads(line) for line in out.read_text().splitlines()][: len(recorded)]
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["id"] for row in rows] == [e.id for e in many]
+    assert [json.loads(line)["pool"] for line in recorded[1:]] == rows[: len(recorded) - 1]
+    made_by = json.loads(made_by_path(out).read_text())
+    assert sum(len(row["candidates"]) for row in rows) + made_by["empty"] == 13 * len(many)
     assert not partial.exists()
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
     assert (again.returncode, "exists already" in again.stderr) == (2, True)
+    print(
+        f"{kills} kills, {len(recorded) - 1} of {len(many)} examples recorded before the last, all there once at the end"
+    )
 
 
 def test_a_partial_recording_with_other_settings_is_not_mixed(tmp_path: Path) -> None:

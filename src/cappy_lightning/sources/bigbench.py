@@ -134,6 +134,12 @@ def fetch(tasks: Sequence[str]) -> None:
     raise InputError("bigbench", f"is '{missing[0]}', which the BIG-bench archive does not have")
 
 
+def archive_examples() -> Iterator[tuple[str, Iterator[Example | None]]]:
+    """Every task of the archive with its examples, None for each that cannot be used; nothing is cached."""
+    for task, files in _archive_tasks():
+        yield task, (_example(task, number, row) for number, row in enumerate(_rows_of(files)))
+
+
 def _cached(task: str) -> Path:
     return cache_dir() / "bigbench" / f"{task}.jsonl"
 
