@@ -9,6 +9,7 @@ from conftest import ROOT
 
 from cappy_lightning.cli import _parser
 from cappy_lightning.config import all_keys
+from cappy_lightning.sources.spec import SourcesConfig
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "data" / "quickstart" / "README.md"]
 README = PAGES[0].read_text(encoding="utf-8")
@@ -34,19 +35,20 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_parse_and_name_known_keys_and_recipes(page: Path) -> None:
+    known = {*all_keys(), *all_keys(SourcesConfig)}
     for words in commands(page):
         if "--help" in words:
             continue
         options, rest = _parser().parse_known_args(words)
         for word in [*getattr(options, "config", []), *rest]:
             name, equals, _ = word.partition("=")
-            assert name in all_keys() if equals else (ROOT / word).is_file(), " ".join(words)
+            assert name in known if equals else (ROOT / word).is_file(), " ".join(words)
     assert page.name == "architecture.md" or commands(page)
 
 
 def test_every_recipe_and_overlay_is_in_the_table() -> None:
     assert set(re.findall(r"^\| `(conf/\S+)`", README, flags=re.MULTILINE)) == {
-        str(path.relative_to(ROOT)) for path in (ROOT / "conf").glob("*.yaml")
+        str(path.relative_to(ROOT)) for path in (ROOT / "conf").rglob("*.yaml")
     }
 
 

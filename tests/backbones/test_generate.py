@@ -113,6 +113,16 @@ def test_a_partial_recording_with_other_settings_is_not_mixed(tmp_path: Path) ->
         record_pools(lambda: EXAMPLES, SETTINGS, out)
 
 
+def test_a_full_disk_is_said_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "pool.jsonl.partial").symlink_to("/dev/full")
+    with pytest.raises(InputError) as error:
+        record_pools(lambda: EXAMPLES, SETTINGS, tmp_path / "pool.jsonl")
+    assert str(error.value) == (
+        f"{tmp_path}/pool.jsonl.partial: cannot be written (No space left on device);"
+        " what was recorded is kept, the same command continues"
+    )
+
+
 def test_a_second_process_does_not_write_into_the_same_recording(tmp_path: Path) -> None:
     hold = "import sys, time; from pathlib import Path; from cappy_lightning.files import open_locked\n"
     hold += "lock = open_locked(Path(sys.argv[1]), Path('x'), 'recording'); print('held', flush=True); time.sleep(60)"

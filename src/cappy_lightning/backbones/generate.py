@@ -141,7 +141,8 @@ def record_pools(examples: Callable[[], Iterable[Example]], config: BackboneConf
                 if config.kind != "recorded":
                     _estimate(known, journal.count, prompter, decodings, config)
                 _record(backbone, examples, known.count, prompter, decodings, config, journal)
-        _publish(journal, out, made_by)
+        with _writing(out):
+            _publish(journal, out, made_by)
     lock.unlink()
 
 
