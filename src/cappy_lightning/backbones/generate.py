@@ -136,10 +136,10 @@ def record_pools(examples: Callable[[], Iterable[Example]], config: BackboneConf
         if journal.count:
             say(f"{out}: continuing, {journal.count} of {known.count} examples are recorded")
         if journal.count < known.count:
+            if config.kind != "recorded":
+                _estimate(known, journal.count, prompter, asked, config)
             with open_backbone(config) as backbone:
                 decodings = _decodings(backbone, asked)
-                if config.kind != "recorded":
-                    _estimate(known, journal.count, prompter, decodings, config)
                 _record(backbone, examples, known.count, prompter, decodings, config, journal)
         with _writing(out):
             _publish(journal, out, made_by)
