@@ -3,11 +3,13 @@
 import contextlib
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,9 @@ from conftest import QUICKSTART_POOL, ROOT, run_cappy
 
 from cappy_lightning import label as job
 from cappy_lightning.config import Config
-from cappy_lightning.data.shards import MANIFEST, find_directories, part_name, read_manifest, read_table
+from cappy_lightning.data.shards import MANIFEST, find_directories, read_manifest, read_table
 from cappy_lightning.errors import InputError
+from cappy_lightning.files import part_name
 from cappy_lightning.label import label
 from cappy_lightning.labeling import weak_labels
 from cappy_lightning.labeling.weak_labels import Labeler
@@ -144,8 +147,41 @@ def test_parts_hold_every_example_once_and_are_read_as_one(tmp_path: Path, pools
     expected = Labeler(config.label, 0).training(pool for pool in pools if pool.example.split == "train")
     assert sorted((i.example_id, i.response) for i in found) == sorted((i.example_id, i.response) for i in expected)
     (tmp_path / "out" / part_name(1, 3) / MANIFEST).unlink()
+    with pytest.raises(InputError, match=r"part-1-of-3/manifest.json: cannot be read"):
+        find_directories(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / part_name(1, 3))
     with pytest.raises(InputError, match=r"part-1-of-3: is missing or not finished, expected 3 parts"):
         find_directories(tmp_path / "out")
+
+
+def test_parts_of_pools_are_a_source_and_a_part_may_be_empty(tmp_path: Path, pools: list[Pool]) -> None:
+    folder = tmp_path / "pools"
+    folder.mkdir()
+    for index, own in enumerate((pools[:2], [], pools[2:3])):
+        text = "".join(json.dumps(replace(p, example=replace(p.example, split="train")).to_row()) + "\n" for p in own)
+        (folder / f"{part_name(index, 3)}.jsonl").write_text(text)
+    for index in range(4):
+        done = run_cappy("label", folder, "-o", tmp_path / "out", "--shard", f"{index}/4")
+        assert done.returncode == 0, done.stderr
+    found = rows(tmp_path / "out")
+    assert {i.example_id for i in found} == {p.example.id for p in pools[:3]}
+    assert read_manifest(tmp_path / "out" / part_name(3, 4), empty=True).rows == 0
+    assert run_cappy("inspect", folder).returncode == run_cappy("inspect", tmp_path / "out").returncode == 0
+
+
+@pytest.mark.usefixtures("small")
+def test_stopped_before_the_last_step_nothing_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "replace", stop)
+        with pytest.raises(KeyboardInterrupt):
+            label(Sources([str(QUICKSTART_POOL)]), Config(), tmp_path / "out", "train")
+    before = contents(tmp_path / "out.partial")
+    monkeypatch.setattr(job, "write_shard", stop)
+    label(Sources([str(QUICKSTART_POOL)]), Config(), tmp_path / "out", "train")
+    assert contents(tmp_path / "out") == before
 
 
 @pytest.mark.usefixtures("small")

@@ -169,6 +169,7 @@ def test_directories_of_shards_are_split_like_files(tmp_path: Path) -> None:
         ("a.jsonl", "", ": is empty"),
         ("a.parquet", "no Parquet", ": is no readable Parquet file ("),
         ("a.csv", "i,r,1\nx,y,z\n", ":2: field 'instruction' is missing"),
+        ("a.csv", "instruction,response,score\nx,y,0.5\nx,z,much\n", ":3: field 'score' is 'much'"),
         ("a.txt", "i", ": is none of .jsonl, .json, .csv, .parquet"),
         ("a/x", "", ": has no manifest.json, expected a directory of instances"),
         (None, "", ".jsonl: cannot be read (No such file or directory)"),

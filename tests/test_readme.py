@@ -24,7 +24,7 @@ def commands(page: Path) -> list[list[str]]:
     for line in quoted + typed:
         words = [word for word in shlex.split(re.sub(r"[<>] ?\S+", "", line)) if word != "..."]
         found.append(["train", *words[2:]] if words[0] == "python" else words[1:])
-    return found
+    return [words for words in found if len(words) > 1]  # else only a command's name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

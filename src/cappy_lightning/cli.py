@@ -11,7 +11,7 @@ from typing import TextIO
 
 from cappy_lightning.config import BackboneConfig, Config, LabelConfig, describe_keys, load_config
 from cappy_lightning.errors import InputError
-from cappy_lightning.files import atomic_path, read_jsonl, to_line
+from cappy_lightning.files import atomic_path, find_parts, part_name, read_jsonl, to_line
 from cappy_lightning.progress import say
 from cappy_lightning.records import SPLITS
 from cappy_lightning.sources.spec import Shard, SourceConfig, Sources, SourcesConfig
@@ -142,6 +142,7 @@ def _parser() -> argparse.ArgumentParser:
         "  cappy select pool.jsonl --scorer runs/quickstart/adapter -o selections.jsonl",
     )
     _scorer_options(select, "POOL.jsonl")
+    select.add_argument("config", nargs="*", metavar="[label.key=value ...]", help="what the report judges by")
     select.set_defaults(run=_select)
     return parser
 
@@ -176,15 +177,15 @@ def _generate(options: argparse.Namespace) -> int:
     from cappy_lightning.backbones.generate import record_pools
     from cappy_lightning.labeling.weak_labels import with_split
 
-    sources, config, out = _open_sources(options, "part-{}-of-{}.jsonl")
-    if out.exists():
+    sources, config, out = _open_sources(options, ".jsonl")
+    if out.exists():  # said at once; the recording looks again when nobody else can write it
         raise InputError(out, "exists already, expected a new file")
     examples = with_split(
         lambda: (pool.example for pool in sources.pools()), config.data.validation_fraction, config.data.seed
     )
     for note in sources.notes():
         say(note)
-    record_pools(examples, config.backbone, out)
+    record_pools(examples, config.backbone, out, part=sources.partial)
     print(out)
     return 0
 
@@ -192,7 +193,7 @@ def _generate(options: argparse.Namespace) -> int:
 def _label(options: argparse.Namespace) -> int:
     from cappy_lightning.label import label
 
-    sources, config, out = _open_sources(options, "part-{}-of-{}")
+    sources, config, out = _open_sources(options, "")
     label(sources, config, out, options.split)
     print(out)
     return 0
@@ -205,9 +206,10 @@ def _inspect(options: argparse.Namespace) -> int:
     from cappy_lightning.inspection.page import print_findings, write_page
     from cappy_lightning.inspection.pools import inspect_pools
 
-    if Path(options.source).is_dir():
+    folder = Path(options.source)
+    if folder.is_dir() and not find_parts(folder, ".jsonl"):
         config = load_config([*options.config, *_NO_SOURCE])
-        findings = inspect_instances([Path(options.source)], config)
+        findings = inspect_instances([folder], config)
     else:
         sources, config = _read_words(options.source, options.config, Shard())
         findings = inspect_pools(sources.pools(), options.source, config)
@@ -219,12 +221,12 @@ def _inspect(options: argparse.Namespace) -> int:
     return 0
 
 
-def _open_sources(options: argparse.Namespace, part: str) -> tuple[Sources, Config, Path]:
+def _open_sources(options: argparse.Namespace, suffix: str) -> tuple[Sources, Config, Path]:
     """The sources, the config and the output of a command that makes something of examples."""
     shard = Shard.parse(options.shard)
     out = Path(options.out)
     if shard.count > 1:
-        out = out / part.format(shard.index, shard.count)
+        out = out / f"{part_name(shard.index, shard.count)}{suffix}"
     return *_read_words(options.source, options.config, shard), out
 
 
@@ -264,6 +266,7 @@ def _select(options: argparse.Namespace) -> int:
     from cappy_lightning.selection.report import make_report, print_report
     from cappy_lightning.sources.jsonl import read_pools
 
+    label = load_config([*options.config, *_NO_SOURCE]).label
     cappy = Cappy.from_pretrained(options.scorer, options.adapter, activation=options.activation)
     pools, seen = tee(read_pools(options.input, labelled=False))
     judged, selections = [], []
@@ -277,7 +280,7 @@ def _select(options: argparse.Namespace) -> int:
         from rich.console import Console
 
         try:
-            print_report(make_report(judged, selections), Console(stderr=True))
+            print_report(make_report(judged, selections, label=label), Console(stderr=True))
         except InputError as error:  # the selections are as good without it
             say(f"no report: {error}")
     return 0

@@ -121,7 +121,7 @@ class BackboneConfig:
         {"greedy": 1, "sampling": 4, "temperature_0.7": 4, "nucleus_0.9": 4},
         "Candidates per decoding (greedy, beam_K, sampling, temperature_T, top_k_K, nucleus_P); 0 leaves one out",
     )
-    shots: int = key(3, "Training examples shown in the prompt, the same for every example")
+    shots: int = key(3, "Training examples shown in the prompt, the same for every example of a task")
     template: str | None = key(
         None,
         "How the prompt shows an instruction; null: 'Question: {instruction}\\nAnswer:', in a chat '{instruction}'",
@@ -131,7 +131,7 @@ class BackboneConfig:
     min_tokens: int = key(0, "transformers: least tokens of an answer")
     seed: int = key(0, "Seed of the shots and of sampling")
     concurrency: int = key(4, "embedded, openai: HTTP requests under way at a time")
-    timeout: float = key(120.0, "embedded, openai: seconds that one request may take")
+    timeout: float = key(120.0, "embedded, openai: seconds without an answer after which a request is sent again")
     retries: int = key(6, "embedded, openai: times that a failed request (429, 5xx, no connection) is sent again")
     batch_size: int = key(8, "transformers: prompts that are answered together")
     max_prompt_tokens: int = key(512, "transformers: most tokens of a prompt; a longer one loses its beginning")
@@ -381,8 +381,14 @@ def check_config(config: Config) -> None:
 def _check_backbone(backbone: BackboneConfig, expect: Callable[[bool, str, str], None]) -> None:
     kinds = ("embedded", "openai", "transformers", "recorded")
     expect(backbone.kind in kinds, "backbone.kind", f"one of {', '.join(kinds)}")
-    for name, kind in (("url", "openai"), ("pools", "recorded"), ("min_tokens", "transformers")):
-        expect(backbone.kind == kind or not getattr(backbone, name), f"backbone.{name}", f"it only with kind={kind}")
+    for name, only in (
+        ("url", ("openai",)),
+        ("pools", ("recorded",)),
+        ("min_tokens", ("transformers",)),
+        ("model", ("openai", "transformers")),
+    ):
+        fits = backbone.kind in only or not getattr(backbone, name)
+        expect(fits, f"backbone.{name}", f"it only beside backbone.kind={' or '.join(only)}")
     expect(backbone.kind != "transformers" or bool(backbone.model), "backbone.model", "a model for kind=transformers")
     expect(backbone.kind != "recorded" or bool(backbone.pools), "backbone.pools", "pool files for kind=recorded")
     template = backbone.template

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -110,6 +111,29 @@ def open_locked(path: Path, where: Path, what: str) -> IO[str]:
         stream.close()
         raise InputError(where, f"another process is at work on this {what}, expected one of its own") from None
     return stream
+
+
+def part_name(index: int, count: int) -> str:
+    """The name of one part of `count` that are made apart, as by a job array; `index` from 0."""
+    return f"part-{index}-of-{count}"
+
+
+def find_parts(folder: Path, suffix: str = "") -> list[Path]:
+    """The parts in a folder, in order; none where it holds no part.
+
+    Raises:
+        InputError: there are parts of several divisions, or one is missing.
+    """
+    pattern = re.compile(rf"part-[0-9]+-of-([0-9]+){re.escape(suffix)}")
+    counts = {match[1] for entry in folder.iterdir() if (match := pattern.fullmatch(entry.name))}
+    if len(counts) > 1:
+        raise InputError(folder, f"has parts of {' and of '.join(sorted(counts))}, expected one number")
+    total = sum(map(int, counts))
+    parts = [folder / f"{part_name(index, total)}{suffix}" for index in range(total)]
+    for part in parts:
+        if not part.exists():
+            raise InputError(part, f"is missing or not finished, expected {total} parts")
+    return parts
 
 
 def write_text(path: Path, text: str) -> None:

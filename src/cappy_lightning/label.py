@@ -4,6 +4,7 @@ While it is under way the shards lie in `OUT.partial`, beside a journal with one
 finished. The same call continues after the last of them; what it labels again gives the same instances.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Iterator
 from itertools import islice
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cappy_lightning.config import Config
-from cappy_lightning.data.shards import SHARD_ROWS, write_manifest, write_shard
+from cappy_lightning.data.shards import MANIFEST, SHARD_ROWS, read_manifest, write_manifest, write_shard
 from cappy_lightning.errors import InputError
 from cappy_lightning.files import make_dir, open_locked, parse_line, replace, to_line
 from cappy_lightning.labeling.weak_labels import BLOCK, Labeler
@@ -35,40 +36,36 @@ def label(sources: Sources, config: Config, out: Path, split: Split) -> None:
             `validation`: validation instances of the examples of that split.
 
     Raises:
-        InputError: `out` exists, input that cannot be used, or a partial result of something else.
+        InputError: `out` exists, there is no instance (unless this is one of several parts), input that
+            cannot be used, or a partial result of something else.
     """
-    if out.exists():
-        raise InputError(out, "exists already, expected a new directory")
     make_dir(out.parent)
     lock = out.with_name(f".{out.name}.lock")
+    directory = out.with_name(out.name + ".partial")
     with open_locked(lock, out, "directory of instances"):
+        if out.exists():
+            raise InputError(out, "exists already, expected a new directory")
         made_by = {
             "label": vars(config.label),
             "seed": config.data.seed,
             "split": split,
             "sources": sources.described(),
         }
-        directory = out.with_name(out.name + ".partial")
-        try:
-            shards = _label(sources, config, directory, split, made_by, out)
-            write_manifest(directory, shards, made_by)
-            (directory / JOURNAL).unlink()
+        if not (directory / MANIFEST).is_file():  # else only the last step is missing
+            _label(sources, config, directory, split, made_by, out)
+        with _writing(directory):
+            (directory / JOURNAL).unlink(missing_ok=True)
             replace(directory, out)
-        except OSError as error:  # a full disk
-            raise InputError(
-                directory, f"cannot be written ({error.strerror}); what is there is kept, the same command continues"
-            ) from None
-    lock.unlink()
-    rows = sum(shard["rows"] for shard in shards)
-    say(f"{out}: {rows:,} instances of {shards[-1]['pools']:,} examples in {len(shards)} shards")
+        lock.unlink()
+    manifest = read_manifest(out, empty=True)
+    say(f"{out}: {manifest.rows:,} instances in {len(manifest.shards)} shards")
 
 
-def _label(
-    sources: Sources, config: Config, directory: Path, split: Split, made_by: dict[str, Any], out: Path
-) -> list[dict[str, Any]]:
-    """Write what is missing of the shards of a directory, and give the entries of all of them."""
-    directory.mkdir(exist_ok=True)
-    shards = _read_journal(directory, made_by)
+def _label(sources: Sources, config: Config, directory: Path, split: Split, made_by: dict[str, Any], out: Path) -> None:
+    """Write what is missing of the shards of a directory, and then its manifest."""
+    with _writing(directory):
+        directory.mkdir(exist_ok=True)
+        shards = _read_journal(directory, made_by)
     labeler, digest = Labeler(config.label, config.data.seed), hashlib.sha256()
     pools = _of_split(sources.pools(), split, digest)
     if shards:
@@ -89,17 +86,19 @@ def _label(
             ticker.advance(len(block))
             if rows and (len(rows) >= SHARD_ROWS or not block):
                 state = {"pools": consumed, "digest": digest.hexdigest(), "counts": dict(labeler.counts)}
-                shards.append(write_shard(rows, directory, len(shards)) | state)
-                journal.write(to_line(shards[-1]).encode())
-                journal.flush()
+                with _writing(directory):
+                    shards.append(write_shard(rows, directory, len(shards)) | state)
+                    journal.write(to_line(shards[-1]).encode())
+                    journal.flush()
                 rows = []
             if not block:
                 break
-    if not shards:
+    if not shards and not sources.partial:
         raise InputError(out, f"there is no instance of the split {split} to write")
+    with _writing(directory):
+        write_manifest(directory, shards, made_by)
     for note in (*sources.notes(), *labeler.warnings()):
         say(note)
-    return shards
 
 
 def _of_split(pools: Iterator[Pool], split: Split, digest: Any) -> Iterator[Pool]:
@@ -114,13 +113,28 @@ def _read_journal(directory: Path, made_by: dict[str, Any]) -> list[dict[str, An
     """The entries of the finished shards; what a kill has left beside them is removed."""
     path, head = directory / JOURNAL, to_line({"made_by": made_by}).encode()
     data = path.read_bytes() if path.exists() else b""
-    lines = data[: data.rfind(b"\n") + 1].splitlines(keepends=True)
-    if lines and lines[0] != head:
+    whole = data[: data.rfind(b"\n") + 1]
+    if not whole:
+        path.write_bytes(head)
+    elif not whole.startswith(head):
         raise InputError(directory, "was begun with other input or settings; delete it or write elsewhere")
-    shards = [parse_line(line, f"{path}:{number}") for number, line in enumerate(lines[1:], start=2)]
-    path.write_bytes(b"".join(lines) or head)
+    elif whole != data:  # a line that a kill cut off
+        with open(path, "r+b") as stream:
+            stream.truncate(len(whole))
+    lines = whole.splitlines()[1:]
+    shards = [parse_line(line, f"{path}:{number}") for number, line in enumerate(lines, start=2)]
     known = {path.name, *(shard["file"] for shard in shards)}
     for file in directory.iterdir():
         if file.name not in known:
             file.unlink()
     return shards
+
+
+@contextlib.contextmanager
+def _writing(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # a full disk
+        raise InputError(
+            directory, f"cannot be written ({error.strerror}); what is there is kept, the same command continues"
+        ) from None

@@ -1,5 +1,6 @@
 """What comes before the training: from whatever the config names to directories of instances."""
 
+import contextlib
 import hashlib
 import itertools
 import time
@@ -192,6 +193,9 @@ def _read_one(source: str) -> Iterator[Instance]:
                     yield Instance(**row)
     else:
         for where, row in file_rows([source]).read():
+            if path.suffix == ".csv" and isinstance(row.get("score"), str):
+                with contextlib.suppress(ValueError):
+                    row["score"] = float(row["score"])
             yield Instance.from_row(row, where)
 
 

@@ -19,7 +19,7 @@ class Proxy:
     """Passes requests on to `target`, unless a fault says otherwise.
 
     A fault is a pair (status, body) to answer, `drop` (the connection is reset without an answer), `hang`
-    (no answer for long), or None.
+    (no answer for long), `trickle` (one that never ends), or None.
     """
 
     def __init__(self, target: str, fault: Fault) -> None:
@@ -54,6 +54,12 @@ class Proxy:
             return
         if fault == "hang":
             self.done.wait(60)
+            return
+        if fault == "trickle":
+            handler.send_response(200)
+            handler.end_headers()
+            while not self.done.wait(0.1):
+                handler.wfile.write(b" ")
             return
         if fault is None:
             request = urllib.request.Request(

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def test_a_recording_has_every_example_in_order_with_every_decoding_and_likeliho
             assert candidate.log_likelihood_mean is not None
             assert candidate.log_likelihood_sum <= candidate.log_likelihood_mean <= 0
     made_by = json.loads(made_by_path(out).read_text())
-    assert made_by["prompt_prefix"] == Prompter(SETTINGS, draw_shots(EXAMPLES, 10, 3, 0)).prefix
+    assert made_by["prompt_prefixes"] == Prompter(SETTINGS, draw_shots(EXAMPLES, Counter(colors=10), 3, 0)).prefixes
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pool.jsonl", "pool.made_by.json"]
 
 
@@ -136,8 +137,41 @@ def test_a_second_process_does_not_write_into_the_same_recording(tmp_path: Path)
 
 
 def test_more_shots_than_training_examples_are_refused() -> None:
-    with pytest.raises(InputError, match=r"backbone.shots: is 11, but only 10 training examples"):
-        draw_shots(EXAMPLES, 10, 11, 0)
+    with pytest.raises(InputError, match=r"backbone.shots: is 11, but only 10 training examples of task colors"):
+        draw_shots(EXAMPLES, Counter(colors=10), 11, 0)
+
+
+def test_shots_are_of_the_task_and_never_the_example_itself() -> None:
+    others = [replace(e, task="others", references=("other",)) for e in EXAMPLES]
+    mixed = [e for pair in zip(EXAMPLES, others, strict=True) for e in pair]
+    shots = draw_shots(mixed, Counter(colors=10, others=10), 3, 0)
+    assert {task: {shot.task for shot in own} for task, own in shots.items()} == {
+        "colors": {"colors"},
+        "others": {"others"},
+    }
+    prompter = Prompter(SETTINGS, shots)
+    shown = shots["colors"][1]
+    for example in EXAMPLES:
+        prompt = prompter.prompt(example)
+        assert prompt.count(example.instruction) == 1
+        assert prompt.count("Question: ") == (3 if example in shots["colors"] else 4)
+    assert shown.references[0] not in prompter.prompt(shown).split()
+
+
+def test_examples_with_choices_are_pools_already_and_not_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    choices = [Example("kind", str(n), f"kind of {n}?", choices=("a", "b"), label=n % 2) for n in range(6)]
+    mixed = [choices[0], *EXAMPLES[:4], choices[1], choices[2], *EXAMPLES[4:], *choices[3:]]
+    record_pools(lambda: mixed, SETTINGS, tmp_path / "pool.jsonl")
+    assert [pool.example for pool in read_labelled_pools([tmp_path / "pool.jsonl"])] == mixed
+    said = capsys.readouterr().err
+    assert "10 examples, 20 requests with about " in said
+    assert "6 examples have choices, which are their candidates" in said
+    alone = BackboneConfig(kind="openai", url="http://127.0.0.1:9")  # nobody is there, and nobody is needed
+    record_pools(lambda: choices, alone, tmp_path / "choices.jsonl")
+    pools = read_labelled_pools([tmp_path / "choices.jsonl"])
+    assert [[c.response for c in pool.candidates] for pool in pools] == [["a", "b"]] * 6
 
 
 def test_examples_without_a_split_get_one_and_no_validation_example_is_shown_to_the_llm(
@@ -151,7 +185,9 @@ def test_examples_without_a_split_get_one_and_no_validation_example_is_shown_to_
     assert "the examples name no split: made one of" in capsys.readouterr().err
     pools = read_labelled_pools([out])
     shown = [
-        pool for pool in pools if pool.example.instruction in json.loads(made_by_path(out).read_text())["prompt_prefix"]
+        pool
+        for pool in pools
+        if pool.example.instruction in json.loads(made_by_path(out).read_text())["prompt_prefixes"]["colors"]
     ]
     assert len(shown) == 5
     assert {pool.example.split for pool in shown} == {"train"}

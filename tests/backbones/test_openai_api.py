@@ -10,11 +10,13 @@ import pytest
 from conftest import run_cappy
 from proxy import running_proxy, sometimes
 
+from cappy_lightning.backbones import openai_api
 from cappy_lightning.backbones.backbone import Request
 from cappy_lightning.backbones.decoding import parse_decoding
 from cappy_lightning.backbones.embedded import embedded_server
 from cappy_lightning.backbones.generate import left_out_path, made_by_path, record_pools
 from cappy_lightning.backbones.openai_api import OpenAIBackbone
+from cappy_lightning.backbones.prompts import PLAIN_TEMPLATE
 from cappy_lightning.config import BackboneConfig
 from cappy_lightning.errors import InputError
 from cappy_lightning.records import Example
@@ -60,17 +62,19 @@ def test_completion_and_chat_give_every_decoding_with_likelihoods(server: str, t
                 assert candidate.log_likelihood_sum <= candidate.log_likelihood_mean <= 0
     sent = [body for body in proxy.seen if body["max_tokens"] == 4]  # without the probe
     assert len(sent) == 8
-    last = next(body for body in sent if _asks(body, examples[3]) and body["n"] == 3)
+    made_by = json.loads(made_by_path(tmp_path / "pool.jsonl").read_text())
+    prefix = made_by["prompt_prefixes"]["colors"]
+    asked = next(example for example in examples if example.instruction not in str(prefix))  # is no shot itself
+    last = next(body for body in sent if _asks(body, asked) and body["n"] == 3)
     if chat:
         assert [turn["role"] for turn in last["messages"]] == ["user", "assistant"] * 2 + ["user"]
-        assert last["messages"][-1]["content"] == examples[3].instruction
+        assert last["messages"][-1]["content"] == asked.instruction
         assert "stop" not in last
     else:
         assert last["prompt"].count("Question: ") == 3
-        assert last["prompt"].endswith(f"Question: {examples[3].instruction}\nAnswer:")
+        assert last["prompt"].endswith(f"Question: {asked.instruction}\nAnswer:")
         assert last["stop"] == ["\n"]
-    made_by = json.loads(made_by_path(tmp_path / "pool.jsonl").read_text())
-    prefix = made_by["prompt_prefix"]
+    assert (made_by["template"], made_by["stop"]) == (("{instruction}", []) if chat else (PLAIN_TEMPLATE, ["\n"]))
     assert last["messages"][:-1] == prefix if chat else last["prompt"].startswith(prefix)
     assert made_by["input_tokens"] > 0
     assert made_by["output_tokens"] >= 16
@@ -171,12 +175,64 @@ def test_examples_that_the_endpoint_cannot_serve_are_left_out_with_the_reason(
     assert "1 examples have no answer and are left out" in capsys.readouterr().err
 
 
-def test_when_nothing_can_be_served_the_recording_ends(tmp_path: Path) -> None:
+def test_when_nothing_can_be_served_the_recording_ends_and_can_go_on(tmp_path: Path) -> None:
     def never(number: int, body: dict[str, Any]) -> Any:
-        return (400, {"error": {"message": "no"}}) if number else (200, {"choices": [{"index": 0, "text": "a"}]})
+        probe = body["max_tokens"] == 1
+        return (200, {"choices": [{"index": 0, "text": "a"}]}) if probe else (400, {"error": {"message": "no"}})
 
-    with running_proxy("", never) as (url, _), pytest.raises(InputError, match="the first 8 examples have no answer"):
-        record(replace(SETTINGS, url=url), tmp_path / "pool.jsonl")
+    with running_proxy("", never) as (url, _):
+        for few in (12, 5):
+            for _ in range(2):  # the same command again is told the same, and nothing is left out for good
+                with pytest.raises(
+                    InputError, match=r"8 examples one after the other have no answer \(no\)|no example has"
+                ):
+                    record(replace(SETTINGS, url=url), tmp_path / f"{few}.jsonl", EXAMPLES[:few])
+                assert len((tmp_path / f"{few}.jsonl.partial").read_text().splitlines()) == 1
+
+
+def test_a_key_that_cannot_be_sent_is_refused_without_being_shown(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", " sk-secret\n")  # as it stands in a mounted file
+    with running_proxy(server) as (url, proxy):
+        record(replace(SETTINGS, url=url), tmp_path / "pool.jsonl", EXAMPLES[:2])
+        assert set(proxy.keys) == {"Bearer sk-secret"}
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-sécret")
+    said = refusal(replace(SETTINGS, url=server))
+    assert said == "$OPENAI_API_KEY: holds characters that no key has, expected printable ASCII"
+
+
+def test_what_is_no_url_is_refused() -> None:
+    assert refusal(replace(SETTINGS, url="http://localhost:80a")).startswith("backbone.url: is 'http://localhost:80a'")
+
+
+def test_parts_are_given_up_one_by_one_and_not_on_a_guess(server: str, tmp_path: Path, capsys: Any) -> None:
+    def picky(number: int, body: dict[str, Any]) -> Any:
+        if body.get("top_p") == 1 or "max_tokens" in body:
+            name = "max_tokens: use max_completion_tokens" if "max_tokens" in body else "something"
+            return 400, {"error": {"message": f"we do not like {name}"}}
+        return None
+
+    with running_proxy(server, picky) as (url, proxy):
+        record(replace(SETTINGS, url=url, chat=True), tmp_path / "pool.jsonl", EXAMPLES[:2])
+    assert "requests go without top_p (the endpoint said: we do not like something)" in capsys.readouterr().err
+    last = proxy.seen[-1]
+    assert last["max_completion_tokens"] == 4
+    assert {"top_k", "logprobs", "seed", "n"} <= last.keys()
+
+
+def test_an_answer_that_trickles_in_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai_api, "_LONGEST_PAUSE", 0.5)
+    with running_proxy("", lambda number, body: "trickle") as (url, _):
+        said = refusal(replace(SETTINGS, url=url, retries=0, timeout=0.5))
+    assert said == f"{url}/v1: no answer from the LLM endpoint (it sends, but never ends)"
+
+
+def test_the_embedded_llm_is_asked_without_the_proxy_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    record(replace(SETTINGS, kind="embedded"), tmp_path / "pool.jsonl", EXAMPLES[:2])
 
 
 def test_a_budget_stops_and_with_more_the_same_command_continues(server: str, tmp_path: Path, capsys: Any) -> None:
@@ -187,7 +243,10 @@ def test_a_budget_stops_and_with_more_the_same_command_continues(server: str, tm
     assert str(error.value).startswith("backbone.budget_tokens: is spent, ")
     done = len((tmp_path / "pool.jsonl.partial").read_text().splitlines()) - 1
     assert 0 < done < len(EXAMPLES)
-    assert "12 examples, 24 requests: about " in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "12 examples, 24 requests with about " in said
+    assert "(where an endpoint gives one answer at a time, 48 requests with " in said
+    assert "at most about $" in said
     with pytest.raises(InputError, match=r"backbone.budget_usd: is spent"):
         record(replace(config, budget_usd=0.001), out)
     assert [pool.example for pool in record(config, out)] == EXAMPLES

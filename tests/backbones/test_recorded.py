@@ -52,11 +52,16 @@ def test_recorded_candidates_answer_the_same_instructions(
     reference_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "pool.jsonl"
-    config = BackboneConfig(kind="recorded", pools=[str(reference_file)], decodings=NONE | {"sampling": 1, "beam_4": 1})
+    config = BackboneConfig(
+        kind="recorded", pools=[str(reference_file)], decodings=NONE | {"sampling": 1, "beam4": 1, "beam_4": 1}
+    )
     record_pools(lambda: EXAMPLES, config, out)
     said = capsys.readouterr().err
     assert "left out: beam_4 (the recorded pools have no such candidates, but beam4, sampling)" in said
-    assert read_labelled_pools([out]) == [Pool(e, (Candidate("s", "sampling", -2.0, -0.5),)) for e in EXAMPLES[:2]]
+    assert read_labelled_pools([out]) == [
+        Pool(e, (Candidate("s", "sampling", -2.0, -0.5), Candidate(f"b {n}", "beam4", -2.0, -0.5)))
+        for n, e in enumerate(EXAMPLES[:2])
+    ]
     (left_out,) = map(json.loads, left_out_path(out).read_text().splitlines())
     assert (left_out["problem"], left_out["example"]["id"]) == ("no recorded pool has this instruction", "2")
 

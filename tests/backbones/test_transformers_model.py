@@ -109,7 +109,7 @@ def test_a_recording_that_goes_on_has_the_answers_of_one_without_a_stop(t5: Path
     partial = Path(f"{other}.partial")
     rows = [json.loads(line) for line in one.read_text().splitlines()]
     made_by = json.loads((tmp_path / "one.made_by.json").read_text())
-    head = {name: made_by[name] for name in list(made_by)[: list(made_by).index("prompt_prefix") + 1]}
+    head = {name: made_by[name] for name in list(made_by)[: list(made_by).index("prompt_prefixes") + 1]}
     lines = [head, *({"pool": row, "tokens": [1, 1]} for row in rows[:3])]
     partial.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     record_pools(lambda: examples, config, other)
@@ -133,8 +133,8 @@ def test_the_real_smollm2_answers_plain_prompts_and_chats_up_to_the_stop() -> No
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        ({"model": "nowhere/at-all"}, "backbone.model: nowhere/at-all cannot be loaded ("),
-        ({"model": ENCODER}, f"backbone.model: {ENCODER} cannot be loaded ("),
+        ({"model": "nowhere/at-all"}, "backbone.model=nowhere/at-all: cannot be loaded ("),
+        ({"model": ENCODER}, f"backbone.model={ENCODER}: cannot be loaded ("),
     ],
 )
 def test_what_is_no_model_is_refused(settings: dict[str, Any], problem: str) -> None:

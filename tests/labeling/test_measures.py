@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cappy_lightning.errors import InputError
+from cappy_lightning.labeling import rouge, tokens
 from cappy_lightning.labeling.measures import open_measure
 from cappy_lightning.labeling.rouge import RougeL
 from cappy_lightning.labeling.tokens import TOKENIZERS, Encoder
@@ -32,6 +33,7 @@ def score(measure: str, references: list[str], response: str, tokenizer: str = "
         ("привет, мир", ["привет", "мир"]),
         ("안녕 세상", ["안녕", "세상"]),
         ("ﬁnal ½ ２３", ["final", "1", "2", "23"]),
+        ("๒๕๖๓ 二〇二〇年", ["๒", "๕", "๖", "๓", "二", "〇", "二", "〇", "年"]),
         ("😀 ?! …", []),
         ("", []),
     ],
@@ -53,11 +55,13 @@ def test_equal_tokens_are_equal_characters_and_stems_count() -> None:
     assert other == one[1]
 
 
-def test_more_words_than_fit_do_not_mix_up_later_comparisons(monkeypatch: pytest.MonkeyPatch) -> None:
-    rouge = RougeL("unicode")
-    items = [("", [f"word{n} common other{n}"], f"common tail{n}") for n in range(30_000)]
-    values = rouge.scores([*items, *items])
-    assert set(values) == {2 * (1 / 2) * (1 / 3) / (1 / 2 + 1 / 3)}
+def test_the_vocabulary_is_renewed_and_comparisons_stay_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "_MOST_STEMS", 500)
+    monkeypatch.setattr(rouge, "BLOCK", 100)
+    measure = RougeL("unicode")
+    items = [("", [f"word{n} common other{n}"], f"common tail{n}") for n in range(3000)]
+    assert set(measure.scores([*items, *items])) == {2 * (1 / 2) * (1 / 3) / (1 / 2 + 1 / 3)}
+    assert len(measure._encoder._characters) < 500 + 4 * 100
 
 
 @pytest.mark.parametrize("tokenizer", ["paper", "unicode"])

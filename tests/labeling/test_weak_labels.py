@@ -272,6 +272,21 @@ def test_labels_do_not_depend_on_how_pools_are_handed_in() -> None:
     assert list(labeler(mismatches=2).training(iter(MANY))) == list(labeler(mismatches=2).training(MANY))
 
 
+def test_what_is_gold_for_an_instruction_is_gold_for_all_its_examples() -> None:
+    found = list(labeler().training([pool(n, [n], ["a", "b", "c"], instruction="the same") for n in "ab"]))
+    assert [(i.response, i.score, i.origin) for i in found if i.response in "ab"] == [
+        ("a", 1, "gold"),
+        ("b", 1, "gold"),
+    ]
+    assert sum(i.response == "c" for i in found) == 2
+
+
+def test_other_measures_do_not_look_at_tokens() -> None:
+    one = labeler(score="exact_match")
+    list(one.training([pool("1", ["東京"], ["東"])]))
+    assert one.warnings() == []
+
+
 def test_a_block_of_pools_is_labelled_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weak_labels, "BLOCK", 8)
     taken = 0

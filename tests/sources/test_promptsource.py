@@ -51,7 +51,7 @@ def examples(
 
 
 def template(jinja: str, choices: str | None = None) -> Template:
-    return Template("mail", "mine", jinja, choices, None, "mine.yaml: mine")
+    return Template("mail", "mine", jinja, choices, "mine.yaml: mine")
 
 
 def render(jinja: str, row: dict[str, object], choices: str | None = None, number: int = 0, seed: int = 0) -> object:
@@ -69,7 +69,7 @@ def folder(tmp_path: Path) -> Path:
 def test_a_file_with_promptsource_tags_is_read_safely(folder: Path) -> None:
     (path,) = find_template_files(folder)
     subject, kind = read_templates(path)
-    assert (kind.name, kind.dataset, kind.original_task) == ("kind", "shop_mail/uk", True)
+    assert (kind.name, kind.dataset) == ("kind", "shop_mail/uk")
     assert kind.answer_choices == "Praise ||| Complaint"
     assert subject.answer_choices is None
 
@@ -117,6 +117,7 @@ def test_rows_become_examples_with_choices_or_references(folder: Path) -> None:
         ("{{a}}", {"a": "x"}, None, None),
         ("{{a}} ||| {{b}} ||| {{c}}", {"a": "x", "b": "y", "c": "z"}, None, ("x", "y", "z")),
         ("{{a}} ||| {{answer_choices[1]}}", {"a": "x", "o": ["p", "q"]}, "{{o | join('|||')}}", ("x", "q")),
+        ("{{ '%.1f of %s' | format(a, b) }} ||| {{ '%d' % b }}", {"a": 0.25, "b": 3}, None, ("0.2 of 3", "3")),
         ("{{ a | most_frequent | first }} ||| y", {"a": ["u", "v", "v"]}, None, ("v", "y")),
         ("{% for x, y in zip(a, b) %}{{x}}{{y}} {% endfor %}||| y", {"a": [1, 2], "b": [3, 4]}, None, ("13 24", "y")),
         ("{{a}} ||| {{answer_choices[label]}}", {"a": "x", "label": None}, "p ||| q", None),
@@ -142,6 +143,10 @@ def test_random_filters_are_seeded_by_template_row_and_seed() -> None:
         "{{ row.append(1) }} ||| y",
         "{{ 'a' * 10000000000 }} ||| y",
         "{{ 10 ** 10000000 }} ||| y",
+        "{{ 'a' | center(10000000000) }} ||| y",
+        "{{ '%10000000000d' % 3 }} ||| y",
+        "{{ '%*d' | format(10000000000, 3) }} ||| y",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }} ||| y",
         "{% for i in range(10000000) %}x{% endfor %} ||| y",
     ],
 )
@@ -149,7 +154,9 @@ def test_attacks_on_the_sandbox_are_refused(attack: str) -> None:
     with pytest.raises((InputError, ValueError)) as error:
         render(attack, {"row": []})
     if isinstance(error.value, InputError):
-        assert str(error.value).startswith("mine.yaml: mine: is not safe to run (")
+        assert str(error.value).startswith(
+            ("mine.yaml: mine: is not safe to run (", "mine.yaml: mine: does not parse (No filter named 'center'")
+        )
 
 
 def test_what_the_sandbox_hides_is_empty() -> None:
@@ -157,9 +164,9 @@ def test_what_the_sandbox_hides_is_empty() -> None:
 
 
 def test_templates_that_cannot_be_used_are_left_out_with_the_reason() -> None:
-    good, broken = template("{{a}} ||| {{b}}"), Template("mail", "broken", "{{ a ", None, None, "f: broken")
-    asks = Template("mail", "asks", "{{nowhere}} ||| x", None, None, "f: asks")
-    may = Template("mail", "may", "{% if c is defined %}{{c}}{% endif %}{{a}} ||| x", None, None, "f: may")
+    good, broken = template("{{a}} ||| {{b}}"), Template("mail", "broken", "{{ a ", None, "f: broken")
+    asks = Template("mail", "asks", "{{nowhere}} ||| x", None, "f: asks")
+    may = Template("mail", "may", "{% if c is defined %}{{c}}{% endif %}{{a}} ||| x", None, "f: may")
     source = PromptSourceExamples([good, broken, asks, may], ["a", "b"], seed=0)
     assert [example.task for example in examples(source, [{"a": "1", "b": "2"}])] == ["mail/mine", "mail/may"]
     assert "does not parse" in source.left_out["broken"]
@@ -173,6 +180,19 @@ def test_rows_that_cannot_be_rendered_are_counted_with_the_first_reason() -> Non
     assert [example.id for example in examples(source, [{"a": 0}, {"a": 3}, {"a": 0}])] == ["row:1"]
     assert source.counts["mine"] == {"failed": 2, "example": 1}
     assert source.failures["mine"].startswith("row 0: ")
+
+
+def test_choices_are_texts_and_a_second_right_one_is_not_wrong() -> None:
+    jinja, choices = "{{a}} ||| x ||| y", "{{ o | join('|||') }}"
+    source = PromptSourceExamples([template(jinja, choices)], ["a", "o"], seed=0)
+    (example,) = examples(source, [{"a": "q", "o": ["x", "", "y", "z"]}])
+    assert (example.choices, example.label) == (("x", "z"), 0)
+
+
+def test_a_text_that_is_not_unicode_fails_for_its_row() -> None:
+    source = PromptSourceExamples([template("{{a}} ||| y")], ["a"], seed=0)
+    assert [example.id for example in examples(source, [{"a": "\ud83d"}, {"a": "x"}])] == ["row:1"]
+    assert source.failures["mine"] == "row 0: the text is not Unicode"
 
 
 def test_most_frequent_keeps_all_that_tie() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from cappy_lightning.errors import InputError
 from cappy_lightning.records import Candidate, Pool
+from cappy_lightning.sources.rows import file_rows
 from cappy_lightning.sources.spec import Shard, Sources
 
 TEMPLATES = """
@@ -167,6 +168,9 @@ def test_a_file_of_pools_stays_what_it_is(tmp_path: Path) -> None:
         ("{files: [x.csv], score_range: [5, 1]}", "score_range is [5.0, 1.0], expected [lowest, highest]"),
         ("{files: [x.csv], max_examples: 0}", "max_examples is 0, expected at least 1"),
         ("{files: [x.csv], file: y}", "Key 'file' not in 'SourceConfig'"),
+        ("{files: [x.csv], columns: {references: 2023}}", "columns.references is 2023, expected the name of a column"),
+        ("{files: [no.parquet], max_examples: 5}", "no.parquet: is no readable Parquet file"),
+        ("{bigbench: tense, split: train}", "names a split beside bigbench, whose tasks have their own"),
         ("{bigbench: ../etc}", "bigbench: is '../etc', expected the name of a BIG-bench task"),
     ],
 )
@@ -192,6 +196,11 @@ def test_sources_that_make_no_sense_are_refused(tmp_path: Path, source: str, pro
         ),
         ("q,r,s\nx,y,7\n", "{instruction: q, responses: r, score: s}", ":2: score is 7, expected a number from 0 to 1"),
         ("q,r,s\nx,y,much\n", "{instruction: q, responses: r, score: s}", ":2: score is 'much', expected a number"),
+        (
+            "q,a,b,c,l\n1+1?,1,2,3,2\n",
+            "{instruction: q, choices: [a, b, c], label: l}",
+            ":2: label is 2, which is both",
+        ),
         ("q,s\nx,1\n", "{instruction: q, score: s}", ":2: has a score and 0 responses, expected one response"),
     ],
 )
@@ -201,13 +210,35 @@ def test_bad_rows_are_refused_by_file_and_line(tmp_path: Path, text: str, column
     assert problem in refusal(spec(tmp_path, f"{{files: [{path}], columns: {columns}}}"))
 
 
-def test_a_whole_number_column_stays_one(tmp_path: Path) -> None:
+def test_whole_numbers_of_a_csv_file_are_numbers_and_what_is_none_stays_text(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
-    path.write_text("q,n\n" + "x,1\n" * 1500 + "x,one\n")
-    columns = "{instruction: q, references: n}"
-    assert refusal(spec(tmp_path, f"{{files: [{path}], columns: {columns}}}")).startswith(
-        f"{path}:1502: has 'one' in a column of whole numbers"
-    )
+    path.write_text("q,n,m\nx,,--5\n" + "x,1,2\n" * 1500 + "x,one,007\n")
+    found = list(file_rows([str(path)]).read())
+    assert [row["n"] for _, row in (found[0], found[1], found[-1])] == ["", 1, "one"]
+    assert [row["m"] for _, row in (found[0], found[1], found[-1])] == ["--5", "2", "007"]
+    assert found[-1][0] == f"{path}:1503"
+
+
+def test_the_split_of_a_source_is_that_of_its_examples(mail: Path) -> None:
+    for kind, split in (("jsonl", "validation"), ("csv", "train")):
+        found = pools(spec(mail, f"{{files: [{mail}/mail.{kind}], {COLUMNS}, split: {split}}}"))
+        assert {pool.example.split for pool in found} == {split}
+    other = spec(mail, f"{{files: [{mail}/mail.csv], templates: {mail}/root/mail, split: test}}")
+    assert {(pool.example.split, pool.example.id[:5]) for pool in pools(other)} == {(None, "test:")}
+
+
+def test_what_a_cap_draws_does_not_depend_on_where_the_sources_file_lies(mail: Path) -> None:
+    source = f"{{files: [{mail}/mail.csv], {COLUMNS}, max_examples: 5}}"
+    (mail / "other").mkdir()
+    assert pools(spec(mail, source)) == pools(spec(mail / "other", source))
+
+
+def test_a_column_can_be_told_to_be_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("question,answer,score,split\nq,a,17,test\n")
+    columns = "{instruction: question, references: answer, score: null, split: null}"
+    (pool,) = pools(spec(tmp_path, f"{{files: [{path}], columns: {columns}}}"))
+    assert pool.example.references == ("a",)
 
 
 def test_the_t0_recipe_lists_the_collection() -> None:

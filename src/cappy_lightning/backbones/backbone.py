@@ -41,8 +41,6 @@ class Backbone(Protocol):
 
     #: Requests that are answered together, so that a recording must start at a multiple of them.
     group: int
-    #: What answers, for the record: a model's name.
-    model: str
 
     def refuses(self, decoding: Decoding) -> str | None:
         """Why it cannot decode like this; None if it can."""

@@ -69,5 +69,4 @@ def embedded_backbone(config: BackboneConfig) -> Iterator[OpenAIBackbone]:
         InputError: one of the two packages is not installed.
     """
     with embedded_server() as address, OpenAIBackbone(config, address) as backbone:
-        backbone.model = MODEL_NAME
         yield backbone

@@ -24,8 +24,11 @@ from cappy_lightning.records import Candidate
 KEY_VARIABLE = "OPENAI_API_KEY"
 
 #: Parts of a request that not every endpoint takes, in the order in which they are given up. The first are
-#: not in OpenAI's own API; without them llama.cpp and vLLM would apply defaults of their own.
-OPTIONAL = ("top_k, min_p", "logprobs", "seed", "n")
+#: not in OpenAI's own API; without them, and `top_p`, llama.cpp and vLLM would apply defaults of their own.
+OPTIONAL = ("top_k, min_p", "top_p", "logprobs", "seed", "n")
+
+#: Seconds between two attempts that the package may take at most.
+_LONGEST_PAUSE = 60.0
 
 #: Answers that tell of the single request that it cannot be served.
 _UNFIT = (openai.BadRequestError, openai.UnprocessableEntityError)
@@ -42,18 +45,34 @@ class OpenAIBackbone:
 
     Args:
         config: the section `backbone`.
-        url: goes before `config.url`.
+        local: the address of a server on this machine, which goes before `config.url`; no proxy of the
+            environment and no key is used for it.
+
+    Raises:
+        InputError: a URL or a key that cannot be used.
     """
 
     group = 1
 
-    def __init__(self, config: BackboneConfig, url: str | None = None) -> None:
+    def __init__(self, config: BackboneConfig, local: str | None = None) -> None:
         self._config = config
-        url = url or config.url
-        self._url = _with_version(url) if url else None
-        self.model = config.model or "default"
+        url = local or config.url
+        self._model = config.model or "default"
         self._given_up: set[str] = set()
+        self._length = "max_tokens"
         self._limit = asyncio.Semaphore(config.concurrency)
+        key = _key() if local is None else None
+        try:
+            self._client = openai.AsyncOpenAI(
+                api_key=key or "none",  # the package insists on one, local servers do not
+                base_url=_with_version(url) if url else None,
+                timeout=config.timeout,
+                max_retries=config.retries,
+                http_client=openai.DefaultAsyncHttpxClient(trust_env=False) if local else None,
+            )
+        except Exception as error:  # the URL is all that can be wrong, in ways that the HTTP package names
+            raise InputError("backbone.url", f"is '{url}', which is no URL ({error})") from None
+        self.where = str(self._client.base_url).rstrip("/")
 
     def __enter__(self) -> Self:
         # A loop in a thread of its own: it also works where a loop is already running, as in a notebook.
@@ -61,14 +80,6 @@ class OpenAIBackbone:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         try:
-            self._client = openai.AsyncOpenAI(
-                # The package insists on a key, local servers do not.
-                api_key=os.environ.get(KEY_VARIABLE) or "none",
-                base_url=self._url,
-                timeout=self._config.timeout,
-                max_retries=self._config.retries,
-            )
-            self.where = str(self._client.base_url).rstrip("/")
             self._start(self._probe()).result()
         except BaseException:
             self.__exit__()
@@ -109,27 +120,33 @@ class OpenAIBackbone:
         for request in requests:
             under_way.append(self._start(self._answer(request, decodings)))
             # More than are sent at once, so that one slow answer at the front holds up nobody.
-            if len(under_way) >= 4 * self._config.concurrency:
+            if len(under_way) >= 2 * self._config.concurrency:
                 yield under_way.popleft().result()
         while under_way:
             yield under_way.popleft().result()
 
     async def _answer(self, request: Request, decodings: Sequence[Decoding]) -> Answer:
         seed = self._config.seed
-        try:
-            parts = await asyncio.gather(
-                *(self._sample(request.prompt, d, f"{seed} {request.example.id} {d.name}") for d in decodings)
-            )
-        except _UNFIT as error:
-            return Answer((), problem=_said(error))
-        answers = [one for found, _, _ in parts for one in found]
+        parts = await asyncio.gather(
+            *(self._sample(request.prompt, d, f"{seed} {request.example.id} {d.name}") for d in decodings),
+            return_exceptions=True,
+        )
+        refusals: list[openai.APIStatusError] = []
+        for part in parts:
+            if isinstance(part, _UNFIT):
+                refusals.append(part)
+            elif isinstance(part, BaseException):
+                raise part
+        known = [part for part in parts if not isinstance(part, BaseException)]
+        answers = [one for found, _, _ in known for one in found]
         candidates = tuple(one for one in answers if one.response)
+        problem = _said(refusals[0]) if refusals else None if candidates else ONLY_EMPTY
         return Answer(
-            candidates,
-            sum(part[1] for part in parts),
-            sum(part[2] for part in parts),
+            () if problem else candidates,
+            sum(part[1] for part in known),
+            sum(part[2] for part in known),
             len(answers) - len(candidates),
-            None if candidates else ONLY_EMPTY,
+            problem,
         )
 
     async def _sample(self, prompt: Prompt, decoding: Decoding, seed: str) -> tuple[list[Candidate], int, int]:
@@ -148,11 +165,14 @@ class OpenAIBackbone:
         self, prompt: Prompt, decoding: Decoding, n: int, seed: int, max_tokens: int | None = None
     ) -> tuple[list[Candidate], tuple[int, int]]:
         chat = not isinstance(prompt, str)
-        body: dict[str, Any] = {"messages" if chat else "prompt": prompt, "model": self.model}
-        body |= {"temperature": decoding.temperature, "top_p": decoding.top_p}
-        body |= {"max_tokens": max_tokens or self._config.max_tokens, "stop": stops(self._config) or None}
+        body: dict[str, Any] = {"messages" if chat else "prompt": prompt, "model": self._model}
+        body |= {"temperature": decoding.temperature, "stop": stops(self._config) or None}
+        body[self._length] = max_tokens or self._config.max_tokens
+        if decoding.top_p < 1:
+            body["top_p"] = decoding.top_p
         optional: dict[str, dict[str, Any]] = {
             "top_k, min_p": {"extra_body": {"top_k": decoding.top_k, "min_p": 0.0}},
+            "top_p": {} if decoding.top_p < 1 else {"top_p": 1.0},
             "logprobs": {"logprobs": True} if chat else {"logprobs": 1},
             "seed": {"seed": seed},
             "n": {"n": n},
@@ -161,9 +181,14 @@ class OpenAIBackbone:
             if name not in self._given_up:
                 body |= optional[name]
         create: Any = self._client.chat.completions.create if chat else self._client.completions.create
+        # The package's time-out is for each wait on the connection; this one for an answer that trickles in.
+        patience = (self._config.timeout + _LONGEST_PAUSE) * (self._config.retries + 1)
         async with self._limit:
             try:
-                response = await create(**{key: value for key, value in body.items() if value is not None})
+                async with asyncio.timeout(patience):
+                    response = await create(**{key: value for key, value in body.items() if value is not None})
+            except TimeoutError:
+                raise InputError(self.where, "no answer from the LLM endpoint (it sends, but never ends)") from None
             except _UNFIT:
                 raise
             except openai.APIStatusError as error:
@@ -191,26 +216,48 @@ class OpenAIBackbone:
         return choices, tokens
 
     async def _probe(self) -> None:
-        """Ask for one token, giving up what the endpoint does not take.
+        """Ask for one token, giving up what the endpoint does not take, and nothing else.
 
         Raises:
             InputError: even the plainest request is refused.
         """
-        prompt: Prompt = [{"role": "user", "content": "Hello"}] if self._config.chat else "Hello"
         said = ""
-        while True:
-            try:
-                await self._request(prompt, Decoding("probe", 2), 2, 0, max_tokens=1)
-                break
-            except _UNFIT as error:
-                said = _said(error)
-                left = [name for name in OPTIONAL if name not in self._given_up]
-                if not left:
-                    raise InputError(self.where, _refusal(error)) from None
-                named = [name for name in left if re.search(rf"\b({name.replace(', ', '|')})\b", said)]
-                self._given_up.add((named or left)[0])
+        while (refusal := await self._refusal()) is not None:
+            said = _said(refusal)
+            if "max_completion_tokens" in said and self._length == "max_tokens":
+                self._length = "max_completion_tokens"
+                continue
+            left = [name for name in OPTIONAL if name not in self._given_up]
+            if not left:
+                raise InputError(self.where, _refusal(refusal)) from None
+            named = [name for name in left if re.search(rf"\b({name.replace(', ', '|')})\b", said)]
+            self._given_up.add((named or left)[0])
+        for name in sorted(self._given_up):  # given up on a guess, perhaps
+            self._given_up.remove(name)
+            if await self._refusal() is not None:
+                self._given_up.add(name)
         if self._given_up:
             say(f"{self.where}: requests go without {', '.join(sorted(self._given_up))} (the endpoint said: {said})")
+
+    async def _refusal(self) -> openai.APIStatusError | None:
+        prompt: Prompt = [{"role": "user", "content": "Hello"}] if self._config.chat else "Hello"
+        try:
+            await self._request(prompt, Decoding("probe", 2), 2, 0, max_tokens=1)
+        except _UNFIT as error:
+            return error
+        return None
+
+
+def _key() -> str | None:
+    """The key from the environment, if there is one.
+
+    Raises:
+        InputError: it cannot be sent in a header; the message does not show it.
+    """
+    key = os.environ.get(KEY_VARIABLE, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise InputError(f"${KEY_VARIABLE}", "holds characters that no key has, expected printable ASCII")
+    return key or None
 
 
 def _with_version(url: str) -> str:

@@ -1,9 +1,8 @@
 """What a backbone is sent: the instruction in a template, after examples of the training split."""
 
 import random
-from collections.abc import Iterable, Sequence
-from itertools import islice
-from typing import Any
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 
 from cappy_lightning.config import BackboneConfig
 from cappy_lightning.errors import InputError
@@ -20,27 +19,32 @@ class Prompter:
     """Makes prompts: plain texts, or with `backbone.chat` the turns of a chat.
 
     A plain prompt is the template filled for each shot, followed by its first reference and an empty line,
-    then the template filled for the example. In a chat the shots are earlier turns.
+    then the template filled for the example. In a chat the shots are earlier turns. An example that is a
+    shot itself is asked without that one.
 
     Args:
         config: the section `backbone`.
-        shots: the examples that are shown, the same for every prompt, so that servers can reuse its beginning.
+        shots: by task the examples that are shown, the same for every prompt of the task, so that servers can
+            reuse its beginning.
     """
 
-    def __init__(self, config: BackboneConfig, shots: Sequence[Example]) -> None:
-        self._chat = config.chat
-        self._template = config.template or ("{instruction}" if config.chat else PLAIN_TEMPLATE)
-        self.prefix: Prompt
+    def __init__(self, config: BackboneConfig, shots: Mapping[str, Sequence[Example]]) -> None:
+        self._chat, self._shots = config.chat, shots
+        self._template = resolved_template(config)
+        #: What the prompts of each task begin with.
+        self.prefixes: dict[str, Prompt] = {task: self._prefix(own) for task, own in shots.items()}
+
+    def _prefix(self, shots: Sequence[Example]) -> Prompt:
         if self._chat:
-            self.prefix = [turn for shot in shots for turn in (self._user(shot), _assistant(shot))]
-        else:
-            self.prefix = "".join(f"{self._fill(shot)} {shot.references[0]}\n\n" for shot in shots)
+            return [turn for shot in shots for turn in (self._user(shot), _assistant(shot))]
+        return "".join(f"{self._fill(shot)} {shot.references[0]}\n\n" for shot in shots)
 
     def prompt(self, example: Example) -> Prompt:
         """The prompt that asks for a response to the example."""
-        if isinstance(self.prefix, str):
-            return self.prefix + self._fill(example)
-        return [*self.prefix, self._user(example)]
+        shots = self._shots.get(example.task, ())
+        others = [shot for shot in shots if shot.id != example.id]
+        prefix = self.prefixes[example.task] if shots and len(others) == len(shots) else self._prefix(others)
+        return prefix + self._fill(example) if isinstance(prefix, str) else [*prefix, self._user(example)]
 
     def _fill(self, example: Example) -> str:
         return self._template.replace("{instruction}", example.instruction)
@@ -51,6 +55,11 @@ class Prompter:
 
 def _assistant(shot: Example) -> dict[str, str]:
     return {"role": "assistant", "content": shot.references[0]}
+
+
+def resolved_template(config: BackboneConfig) -> str:
+    """How an instruction is shown: `backbone.template`, or what it is where that is null."""
+    return config.template or ("{instruction}" if config.chat else PLAIN_TEMPLATE)
 
 
 def stops(config: BackboneConfig) -> list[str]:
@@ -69,26 +78,32 @@ def eligible(example: Example) -> bool:
     return example.split != "validation" and bool(example.references)
 
 
-def draw_shots(examples: Iterable[Example], known: int, count: int, seed: int) -> list[Example]:
-    """`count` of the eligible examples, drawn by the seed.
+def draw_shots(examples: Iterable[Example], known: Counter[str], count: int, seed: int) -> dict[str, list[Example]]:
+    """`count` of the eligible examples of each task, drawn by the seed.
 
     Args:
         examples: the examples once more from the start.
-        known: how many of them are eligible.
-        count: how many to draw.
+        known: by task, how many of them are eligible.
+        count: how many to draw of each task.
         seed: of the draw.
 
     Raises:
-        InputError: fewer than `count` are eligible.
+        InputError: fewer than `count` of a task are eligible.
     """
-    if known < count:
-        raise InputError("backbone.shots", f"is {count}, but only {known} training examples have a reference")
-    if not count:
-        return []
-    places = random.Random(seed).sample(range(known), count)
-    last = max(places)
-    shown: dict[int, Any] = {}
-    for place, example in enumerate(islice(filter(eligible, examples), last + 1)):
-        if place in places:
-            shown[place] = example
-    return [shown[place] for place in places]
+    for task, number in known.items():
+        if number < count:
+            raise InputError(
+                "backbone.shots", f"is {count}, but only {number} training examples of task {task} have a reference"
+            )
+    places = {task: random.Random(seed).sample(range(number), count) for task, number in known.items()}
+    missing = count * len(known)
+    shown: dict[str, dict[int, Example]] = defaultdict(dict)
+    seen: Counter[str] = Counter()
+    for example in filter(eligible, examples):
+        if not missing:
+            break
+        if seen[example.task] in places[example.task]:
+            shown[example.task][seen[example.task]] = example
+            missing -= 1
+        seen[example.task] += 1
+    return {task: [shown[task][place] for place in order] for task, order in places.items()}

@@ -25,7 +25,6 @@ class RecordedBackbone:
     group = 1
 
     def __init__(self, paths: Sequence[str]) -> None:
-        self.model = f"recorded in {', '.join(paths)}"
         self._places: dict[bytes, tuple[str, int, int]] = {}
         self._decodings: set[str] = set()
         for path in paths:

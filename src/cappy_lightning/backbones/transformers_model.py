@@ -14,7 +14,9 @@ from cappy_lightning.backbones.decoding import Decoding
 from cappy_lightning.backbones.prompts import Prompt, stops
 from cappy_lightning.config import BackboneConfig
 from cappy_lightning.errors import InputError
+from cappy_lightning.progress import say
 from cappy_lightning.records import Candidate
+from cappy_lightning.scorer.model import named_failures
 
 #: What a model's own generation config may say beside us: which tokens begin, end and fill.
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id")
@@ -36,9 +38,15 @@ class TransformersBackbone:
 
     def __init__(self, config: BackboneConfig) -> None:
         assert config.model is not None
-        self._config, self.model, self.group = config, config.model, config.batch_size
+        self._config, self.group, self._warned = config, config.batch_size, False
         device = config.device
-        self._device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        try:
+            self._device = torch.device(
+                ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+            )
+            torch.empty(0, device=self._device)
+        except (RuntimeError, AssertionError) as error:
+            raise InputError("backbone.device", f"is '{device}' ({str(error).splitlines()[0]})") from None
         self._load(config.model, config.revision)
         if config.chat and not self._tokenizer.chat_template:
             raise InputError("backbone.chat", f"{config.model} has no chat template, expected backbone.chat=false")
@@ -48,13 +56,11 @@ class TransformersBackbone:
         path = Path(name)
         if path.suffix == ".gguf":
             name, source = str(path.parent), {"gguf_file": path.name}
-        try:
+        with named_failures(f"backbone.model={self._config.model}"):
             encoder_decoder = AutoConfig.from_pretrained(name, **source).is_encoder_decoder
             self._tokenizer: Any = AutoTokenizer.from_pretrained(name, **source)
             kind = AutoModelForSeq2SeqLM if encoder_decoder else AutoModelForCausalLM
             model: Any = kind.from_pretrained(name, dtype="auto", **source)
-        except (OSError, ValueError, ImportError, KeyError) as error:
-            raise InputError("backbone.model", f"{name} cannot be loaded ({str(error).splitlines()[0]})") from None
         self._encoder_decoder = encoder_decoder
         self._tokenizer.padding_side = "right" if encoder_decoder else "left"
         self._tokenizer.truncation_side = "left"
@@ -83,6 +89,9 @@ class TransformersBackbone:
             encoded.pop("token_type_ids", None)
             found: list[list[Candidate]] = [[] for _ in batch]
             lengths = encoded["attention_mask"].sum(dim=1).tolist()
+            if max(lengths) >= self._config.max_prompt_tokens and not self._warned:
+                self._warned = True
+                say("warning: prompts longer than backbone.max_prompt_tokens lose their beginning")
             written = [0] * len(batch)
             for decoding in decodings:
                 name = f"{self._config.seed} {batch[0].example.id} {decoding.name}"

@@ -9,7 +9,6 @@ A directory holds `shard-00000.parquet ...` and `manifest.json`:
 
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,14 +21,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cappy_lightning.errors import InputError
-from cappy_lightning.files import atomic_path, write_json
+from cappy_lightning.files import atomic_path, find_parts, write_json
 from cappy_lightning.records import Instance
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 #: Rows of a shard, and of a row group in it.
 SHARD_ROWS, GROUP_ROWS = 100_000, 5_000
-_PART = re.compile(r"part-[0-9]+-of-([0-9]+)")
 SCHEMA = pa.schema(
     [
         ("instruction", pa.string()),
@@ -105,41 +103,37 @@ def write_manifest(directory: Path, shards: Sequence[dict[str, Any]], made_by: d
             "schema_version": SCHEMA_VERSION,
             "rows": sum(shard["rows"] for shard in shards),
             "shards": [{name: shard[name] for name in ("file", "rows", "row_groups", "sha256")} for shard in shards],
-            "score_histogram": np.sum([shard["score_histogram"] for shard in shards], axis=0).tolist(),
+            "score_histogram": [sum(counts) for counts in zip(*(s["score_histogram"] for s in shards), strict=True)],
             **{name: dict(counts.most_common()) for name, counts in totals.items()},
             "made_by": made_by,
         },
     )
 
 
-def part_name(index: int, count: int) -> str:
-    """The name of one part of `count` that were made apart, as by a job array; `index` from 0."""
-    return f"part-{index}-of-{count}"
-
-
 def find_directories(path: Path) -> list[Path]:
-    """The directories of instances at a path: itself, or the parts in it (`part-I-of-N`), all of which must be there.
+    """The directories of instances at a path: itself, or the parts in it, all of which must be there.
+
+    Parts without any instance are passed over.
 
     Raises:
         InputError: there is none, or a part is missing.
     """
     if (path / MANIFEST).is_file():
         return [path]
-    counts = {match[1] for entry in path.glob("part-*-of-*") if (match := _PART.fullmatch(entry.name))}
-    if not counts:
+    if not path.is_dir() or not (parts := find_parts(path)):
         raise InputError(path, f"has no {MANIFEST}, expected a directory of instances")
-    if len(counts) > 1:
-        raise InputError(path, f"has parts of {' and of '.join(sorted(counts))}, expected one number")
-    (count,) = map(int, counts)
-    parts = [path / part_name(index, count) for index in range(count)]
-    for part in parts:
-        if not (part / MANIFEST).is_file():
-            raise InputError(part, f"is missing or not finished, expected {count} parts")
-    return parts
+    filled = [part for part in parts if read_manifest(part, empty=True).rows]
+    if not filled:
+        raise InputError(path, "has no instance in any of its parts")
+    return filled
 
 
-def read_manifest(directory: Path) -> Manifest:
+def read_manifest(directory: Path, *, empty: bool = False) -> Manifest:
     """Read and check a directory's manifest, and that its shards are there.
+
+    Args:
+        directory: the directory.
+        empty: whether it may be without any row, as a part can be.
 
     Raises:
         InputError: no manifest, another schema version, no rows, or a shard that is missing.
@@ -158,7 +152,7 @@ def read_manifest(directory: Path) -> Manifest:
         raise InputError(path, f"has schema version {version!r}, expected {SCHEMA_VERSION}")
     if total != rows:
         raise InputError(path, f"counts {rows} rows, but its shards hold {total}")
-    if not rows:
+    if not rows and not empty:
         raise InputError(path, "counts no rows, expected at least one instance")
     for file in files:
         if not file.is_file():

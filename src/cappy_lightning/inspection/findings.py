@@ -8,6 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cappy_lightning.config import ScorerConfig
+from cappy_lightning.scorer.encoding import PairEncoder
+from cappy_lightning.scorer.model import load_tokenizer
+
 #: Bins of a histogram of scores over [0, 1].
 SCORE_BINS = 20
 #: Rows drawn at random for sample rows and lengths in tokens.
@@ -67,21 +71,26 @@ class Drawn:
 
     def __init__(self, size: int = DRAWN) -> None:
         self._size, self._generator = size, np.random.default_rng(0)
-        self._keys: NDArray[np.float64] = np.empty(0)
-        self.rows: list[dict[str, Any]] = []
+        self._offered: NDArray[np.float64] = np.empty(0)
+        self._kept: list[tuple[float, dict[str, Any]]] = []
 
     def offer(self, count: int) -> list[int]:
         """Which of the next `count` rows to hand to `add`, by their place among them."""
         keys = self._generator.random(count)
-        kept = np.argsort(np.concatenate([self._keys, keys]), kind="stable")[: self._size]
-        old, new = kept[kept < len(self._keys)], kept[kept >= len(self._keys)] - len(self._keys)
-        self.rows = [self.rows[place] for place in old]
-        self._keys = np.concatenate([self._keys[old], keys[new]])
-        return [int(place) for place in new]
+        limit = np.sort(np.concatenate([[key for key, _ in self._kept], keys]))[: self._size][-1]
+        places = np.flatnonzero(keys <= limit)
+        self._offered = keys[places]
+        self._kept = [(key, row) for key, row in self._kept if key <= limit]
+        return [int(place) for place in places]
 
     def add(self, rows: Sequence[dict[str, Any]]) -> None:
         """The rows that the last `offer` asked for."""
-        self.rows += rows
+        self._kept += zip(self._offered.tolist(), rows, strict=True)
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows that are kept, in random order."""
+        return [row for _, row in sorted(self._kept, key=lambda kept: kept[0])]
 
 
 def score_histogram(title: str, counts: NDArray[np.int64]) -> Histogram:
@@ -94,26 +103,23 @@ def count_scores(scores: Sequence[float] | NDArray[np.float64]) -> NDArray[np.in
     return np.histogram(np.asarray(scores, dtype=np.float64), bins=SCORE_BINS, range=(0, 1))[0].astype(np.int64)
 
 
-def token_findings(findings: Findings, pairs: Sequence[tuple[str, str]], tokenizer: str, max_length: int) -> None:
-    """Add the lengths of pairs in tokens, and the share that a maximum would cut.
+def open_encoder(config: ScorerConfig) -> PairEncoder:
+    """What turns pairs into tokens, by `scorer.base` or `scorer.tokenizer`, and `scorer.max_length`.
 
-    Args:
-        findings: what to add to.
-        pairs: (instruction, response), drawn at random.
-        tokenizer: `scorer.base`: hub name, local path, or `embedded`.
-        max_length: most tokens of a pair, special tokens included.
+    Raises:
+        InputError: the tokenizer cannot be found or read.
     """
-    from transformers import AutoTokenizer
+    return PairEncoder(load_tokenizer(config), config.max_length, "left", False)
 
-    from cappy_lightning.scorer.encoding import PairEncoder
-    from cappy_lightning.scorer.model import resolve_base
 
-    encoder = PairEncoder(AutoTokenizer.from_pretrained(resolve_base(tokenizer)), max_length, "left", False)
-    encoded = encoder.encode(*map(list, zip(*pairs, strict=True)))
+def token_findings(findings: Findings, pairs: Sequence[tuple[str, str]], encoder: PairEncoder) -> None:
+    """Add the lengths of pairs, drawn at random, in tokens, and the share that the maximum would cut."""
+    max_length = encoder.max_length
+    encoded = encoder.encode([one for one, _ in pairs], [other for _, other in pairs])
     lengths = np.array([len(pair.ids) + pair.cut for pair in encoded])
     share = float((lengths > max_length).mean())
     findings.facts.append(
-        f"{100 * share:.1f}% of the pairs are longer than {max_length} tokens of {tokenizer} and would be cut"
+        f"{100 * share:.1f}% of the pairs are longer than {max_length} tokens and would be cut"
         f" (of {len(lengths):,} drawn at random)"
     )
     levels = (50, 90, 95, 99, 100)

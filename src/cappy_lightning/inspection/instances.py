@@ -19,6 +19,7 @@ from cappy_lightning.inspection.findings import (
     Findings,
     Table,
     count_scores,
+    open_encoder,
     score_histogram,
     shortened,
     token_findings,
@@ -31,12 +32,13 @@ def inspect_instances(paths: Sequence[Path], config: Config) -> Findings:
 
     Args:
         paths: the directories, or directories of parts.
-        config: `scorer.base` and `scorer.max_length` are used for lengths in tokens.
+        config: the section `scorer` names tokenizer and maximum for lengths in tokens.
 
     Raises:
         InputError: a directory or shard that cannot be read.
     """
     manifests = [read_manifest(directory) for path in paths for directory in find_directories(path)]
+    encoder = open_encoder(config.scorer)
     rows: Counter[tuple[str, str]] = Counter()  # by task and origin
     sums: dict[tuple[str, str], float] = defaultdict(float)
     zeros: Counter[tuple[str, str]] = Counter()
@@ -60,12 +62,7 @@ def inspect_instances(paths: Sequence[Path], config: Config) -> Findings:
     findings.tables.append(_tasks(tasks, rows, sums))
     findings.tables.append(_worst(tasks, rows, sums, zeros))
     findings.histograms.append(score_histogram("Scores", histogram))
-    token_findings(
-        findings,
-        [(row["instruction"], row["response"]) for row in drawn.rows],
-        config.scorer.base,
-        config.scorer.max_length,
-    )
+    token_findings(findings, [(row["instruction"], row["response"]) for row in drawn.rows], encoder)
     findings.samples = [
         {name: shortened(value) if isinstance(value, str) else round(value, 4) for name, value in row.items()}
         for row in drawn.rows[:SHOWN]

@@ -17,6 +17,7 @@ from cappy_lightning.inspection.findings import (
     Findings,
     Table,
     count_scores,
+    open_encoder,
     score_histogram,
     shortened,
     token_findings,
@@ -60,13 +61,14 @@ def inspect_pools(pools: Iterable[Pool], title: str, config: Config) -> Findings
     Args:
         pools: with or without references, choices and candidates.
         title: what they are, for the reader.
-        config: `label.score` and `label.tokenizer` judge the candidates; `scorer.base` and
-            `scorer.max_length` are used for lengths in tokens.
+        config: `label.score` and `label.tokenizer` judge the candidates; the section `scorer` names
+            tokenizer and maximum for lengths in tokens.
 
     Raises:
         InputError: there is no pool.
     """
     measure = open_measure(config.label.score, config.label.tokenizer)
+    encoder = open_encoder(config.scorer)
     tasks: dict[str, _Sums] = defaultdict(_Sums)
     decodings: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])  # candidates, likelihoods, scores
     histogram, drawn = np.zeros(SCORE_BINS, dtype=np.int64), Drawn(DRAWN_POOLS)
@@ -101,7 +103,7 @@ def inspect_pools(pools: Iterable[Pool], title: str, config: Config) -> Findings
         findings.histograms.append(score_histogram(f"{measure.name} of the candidates", histogram))
     pairs = [(row["instruction"], one["response"]) for row in drawn.rows for one in row["candidates"]]
     if pairs:
-        token_findings(findings, pairs, config.scorer.base, config.scorer.max_length)
+        token_findings(findings, pairs, encoder)
     findings.samples = [_sample(row) for row in drawn.rows[:SHOWN]]
     return findings
 

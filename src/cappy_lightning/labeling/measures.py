@@ -1,7 +1,6 @@
 """How good a response is, given references: the score of sampled responses and the metric of reports."""
 
 import importlib
-import math
 import os
 import sys
 from collections import Counter
@@ -64,7 +63,7 @@ class _Function:
         except Exception as error:
             problem = f"failed with {type(error).__name__}: {error}"
         else:
-            if 0 <= score <= 1 and not math.isnan(score):
+            if 0 <= score <= 1:
                 return score
             problem = f"gave {score}, expected a number from 0 to 1"
         raise InputError(f"label.score={self.name}", f"{problem}, for the response {response[:80]!r}")

@@ -35,10 +35,6 @@ class RougeL:
     def __init__(self, tokenizer: str = "paper") -> None:
         self._encoder = Encoder(tokenizer)
 
-    def tokens(self, text: str) -> int:
-        """How many tokens a text has."""
-        return len(self._encoder.encode(text))
-
     def scores(self, items: Sequence[Item]) -> list[float]:
         """The F-measure of every item, in [0, 1]; each needs a reference."""
         found: list[float] = []

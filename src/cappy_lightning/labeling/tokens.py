@@ -23,7 +23,7 @@ _UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}
 _MARKS = r"[\p{M}\u200c\u200d]*"
 _PAPER = re.compile("[a-z0-9]+")
 _UNICODE = regex.compile(
-    rf"[[{_UNSPACED}]&&\p{{L}}]{_MARKS}ー*{_MARKS}|(?:[[\p{{L}}\p{{N}}]--[{_UNSPACED}]]{_MARKS})+", regex.V1
+    rf"[[{_UNSPACED}]&&[\p{{L}}\p{{N}}]]{_MARKS}ー*{_MARKS}|(?:[[\p{{L}}\p{{N}}]--[{_UNSPACED}]]{_MARKS})+", regex.V1
 )
 #: Most distinct stems that are kept; beyond it a new block of texts starts with none.
 _MOST_STEMS = 50_000

@@ -10,7 +10,8 @@ from dataclasses import replace
 from cappy_lightning.config import LabelConfig
 from cappy_lightning.errors import InputError
 from cappy_lightning.labeling.measures import open_measure
-from cappy_lightning.labeling.rouge import Item, RougeL
+from cappy_lightning.labeling.rouge import Item
+from cappy_lightning.labeling.tokens import TOKENIZERS
 from cappy_lightning.progress import say
 from cappy_lightning.records import ORIGINS, Example, Instance, Origin, Pool, normalize
 
@@ -36,7 +37,8 @@ class Labeler:
         self.config, self.seed = config, seed
         self.counts: Counter[str] = Counter()
         self._measure = open_measure(config.score, config.tokenizer)
-        self._rouge = RougeL(config.tokenizer)
+        # Other measures do not look at tokens.
+        self._words = TOKENIZERS[config.tokenizer] if config.score in ("rouge_l", "token_f1") else None
 
     def training(self, pools: Iterable[Pool]) -> Iterator[Instance]:
         """Training instances, block by block of pools, in the order of the pools.
@@ -49,7 +51,8 @@ class Labeler:
         - `mismatch`, 0.0: with `label.mismatches` references of other examples of the task in the same
           block that are no reference, normalized, of this one. Only for examples with references.
 
-        The same pair twice becomes one instance, the stronger origin staying (`ORIGINS`).
+        The same pair twice in an example becomes one instance, the stronger origin staying (`ORIGINS`);
+        where several examples of a block share an instruction, gold of one goes before all else in the others.
 
         Raises:
             InputError: an example without references and choices that has a candidate without a score.
@@ -60,18 +63,24 @@ class Labeler:
 
     def _block(self, pools: Sequence[Pool]) -> Iterator[Instance]:
         by_task: dict[str, list[Example]] = defaultdict(list)
-        right: dict[tuple[str, str], set[str]] = defaultdict(set)  # an instruction may stand in several examples
+        # An instruction may stand in several examples: what is right for one is wrong for none.
+        right: dict[tuple[str, str], set[str]] = defaultdict(set)
+        gold: dict[tuple[str, str], set[str]] = defaultdict(set)
         for pool in pools:
             example = pool.example
             by_task[example.task].append(example)
-            right[example.task, example.instruction].update(map(normalize, example.references))
+            key = example.task, example.instruction
+            right[key].update(map(normalize, example.references))
+            gold[key].update(response for response, _, origin in _truth(example) if origin == "gold")
         for pool, candidates in zip(pools, self._candidates(pools), strict=True):
             example = pool.example
             known = right[example.task, example.instruction]
             drawn = draw_mismatches(example, by_task[example.task], known, self.config.mismatches, self.seed)
             self._count(example)
             mismatches: list[Label] = [(text, 0.0, "mismatch") for text in drawn]
-            yield from _instances(example, self._truth(example) + mismatches + candidates)
+            elsewhere = gold[example.task, example.instruction]
+            labels = self._truth(example) + mismatches + candidates
+            yield from _instances(example, [one for one in labels if one[2] == "gold" or one[0] not in elsewhere])
 
     def validation(self, pools: Iterable[Pool]) -> Iterator[Instance]:
         """Validation instances: what selection will meet, and nothing else.
@@ -128,7 +137,8 @@ class Labeler:
 
     def _count(self, example: Example) -> None:
         self.counts["examples"] += 1
-        self.counts["voiceless"] += bool(example.references) and not any(map(self._rouge.tokens, example.references))
+        if self._words and example.references:
+            self.counts["voiceless"] += not any(map(self._words, example.references))
 
     def warnings(self) -> list[str]:
         """What the counts tell to worry about."""

@@ -147,6 +147,17 @@ def resolve_base(base: str) -> str:
     return base
 
 
+def load_tokenizer(config: ScorerConfig) -> Any:
+    """The tokenizer of a config: its own, or that of its base.
+
+    Raises:
+        InputError: it cannot be found or read.
+    """
+    name = config.tokenizer or config.base
+    with named_failures(name):
+        return AutoTokenizer.from_pretrained(resolve_base(name), revision=None if config.tokenizer else config.revision)
+
+
 def build_scorer(config: ScorerConfig, *, new_head: bool = True) -> Scorer:
     """Load or build the scorer that a config names; the weights are fp32, the head on the default seed.
 
@@ -159,11 +170,8 @@ def build_scorer(config: ScorerConfig, *, new_head: bool = True) -> Scorer:
             does not say its activation, or options that do not fit the encoder.
     """
     source = None if config.random_weights and config.config else resolve_base(config.base)
-    with _named_failures(config.base):
-        tokenizer = AutoTokenizer.from_pretrained(
-            resolve_base(config.tokenizer) if config.tokenizer else resolve_base(config.base),
-            revision=None if config.tokenizer else config.revision,
-        )
+    tokenizer = load_tokenizer(config)
+    with named_failures(config.base):
         if source is None:
             settings = dict(config.config)
             hf_config = AutoConfig.for_model(settings.pop("model_type"), **settings)
@@ -203,7 +211,7 @@ def build_scorer(config: ScorerConfig, *, new_head: bool = True) -> Scorer:
 
 def stored_settings(path: str, revision: str | None = None) -> dict[str, Any]:
     """The encoding settings that a saved scorer carries in its config; empty for other checkpoints."""
-    with _named_failures(path):
+    with named_failures(path):
         hf_config = AutoConfig.from_pretrained(resolve_base(path), revision=revision)
     return dict(getattr(hf_config, "cappy", None) or {})
 
@@ -274,7 +282,7 @@ def _side(value: str) -> Side:
 
 
 @contextmanager
-def _named_failures(name: str) -> Iterator[None]:
+def named_failures(name: str) -> Iterator[None]:
     """Turn what transformers raises for bad names and broken files into one line, and keep it quiet."""
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()

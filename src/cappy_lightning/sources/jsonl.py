@@ -66,10 +66,11 @@ def pool_from_row(row: dict[str, Any], where: str, *, labelled: bool = True, ans
 
 def _from_reference(row: dict[str, Any], where: str) -> dict[str, Any]:
     samples, references = row[SAMPLES], row.get("references")
-    if not isinstance(samples, dict) or not isinstance(references, list):
+    if not isinstance(samples, dict) or not all(isinstance(v, list) for v in (references, *samples.values())):
         raise InputError(where, f"field '{SAMPLES}' must be an object of lists beside a list 'references'")
     name = Path(where.rpartition(":")[0]).stem
     split = next((split for split in SPLITS if name.endswith(f"_{split}")), None)
+    assert isinstance(references, list)
     candidates = [
         {"decoding": decoding} | one
         for decoding, responses in samples.items()

@@ -7,6 +7,7 @@ that random filters are seeded by template and row, and that templates run in a 
 """
 
 import random
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from cappy_lightning.errors import InputError
-from cappy_lightning.records import Example, Split
+from cappy_lightning.records import SPLITS, Example, Split
 
 TEMPLATES_FILE = "templates.yaml"
 SEPARATOR = "|||"
@@ -28,6 +29,8 @@ SEPARATOR = "|||"
 _PROTECTED = "\x00bar\x00"
 #: Longest text that a template may build by repetition.
 _MAX_REPEATED = 1_000_000
+#: A format whose width is large or comes from elsewhere.
+_WIDE = re.compile(r"%[^%a-zA-Z]*(\*|[0-9]{5})")
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
@@ -47,7 +50,6 @@ class Template:
         name: unique within the file.
         jinja: `prompt ||| answer`.
         answer_choices: `choice ||| choice ...`, or None for open-ended templates.
-        original_task: whether the template asks for what the dataset was made for; None if unknown.
         where: file and template, for messages.
     """
 
@@ -55,7 +57,6 @@ class Template:
     name: str
     jinja: str
     answer_choices: str | None
-    original_task: bool | None
     where: str
 
 
@@ -101,8 +102,7 @@ def _template(path: Path, dataset: str, fields: Any) -> Template:
     name, choices = fields["name"], fields.get("answer_choices")
     if choices is not None and not isinstance(choices, str):
         raise InputError(f"{path}: {name}", f"answer_choices is {type(choices).__name__}, expected a text")
-    original = (fields.get("metadata") or {}).get("original_task")
-    return Template(dataset, name, fields["jinja"], choices, original, f"{path}: {name}")
+    return Template(dataset, name, fields["jinja"], choices, f"{path}: {name}")
 
 
 @dataclass(frozen=True)
@@ -115,15 +115,31 @@ class Rendered:
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja that reaches no attribute of Python's own and builds no giant text."""
+    """Jinja that reaches no attribute of Python's own, and builds no giant text in one step.
 
-    intercepted_binops = frozenset(["*", "**"])
+    Loops are as long as the row makes them: templates are not guarded against taking their time.
+    """
+
+    intercepted_binops = frozenset(["*", "**", "%"])
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        if operator == "%" and isinstance(left, str):
+            _check_widths(left)
         sizes = [len(value) * times for value, times in ((left, right), (right, left)) if hasattr(value, "__len__")]
         if operator == "**" or any(size > _MAX_REPEATED for size in sizes):
             raise SecurityError(f"'{operator}' could build a giant value")
         return super().call_binop(context, operator, left, right)
+
+
+def _check_widths(text: str) -> None:
+    if _WIDE.search(text):
+        raise SecurityError("a format could build a giant value")
+
+
+def _format(text: str, *values: Any, **named: Any) -> str:
+    """Jinja's filter `format`, for formats of decent width."""
+    _check_widths(str(text))
+    return str(text) % (named or values)
 
 
 class Renderer:
@@ -142,6 +158,9 @@ class Renderer:
         self._random = random.Random()
         environment = _Sandbox(loader=jinja2.BaseLoader())
         environment.globals["zip"] = zip
+        for name in ("center", "indent"):  # their widths could build a giant text
+            del environment.filters[name]
+        environment.filters["format"] = _format
         # With the context, because Jinja computes other filters of constants once, when it compiles.
         draw = jinja2.pass_context(lambda context, items: self._random.choice(list(items)))
         environment.filters |= {"choice": draw, "random": draw, "most_frequent": most_frequent}
@@ -172,11 +191,21 @@ class Renderer:
             parts = _parts(self._jinja.render({**values, "answer_choices": choices}))
         except SecurityError as error:
             raise InputError(self.template.where, f"is not safe to run ({error})") from None
-        except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, AttributeError) as error:
+        except (
+            *(jinja2.TemplateError, ArithmeticError, LookupError, TypeError, AttributeError),
+            *(RecursionError, MemoryError),
+        ) as error:
             raise ValueError(str(error) or type(error).__name__) from None
         if len(parts) < 2 or not parts[0] or not any(parts[1:]):
             return None
-        return Rendered(parts[0], tuple(part for part in parts[1:] if part), tuple(choices or ()))
+        rendered = Rendered(
+            parts[0], tuple(part for part in parts[1:] if part), tuple(choice for choice in choices or () if choice)
+        )
+        try:
+            "".join((rendered.prompt, *rendered.answers, *rendered.choices)).encode()
+        except UnicodeEncodeError:  # a lone surrogate, which JSON can escape
+            raise ValueError("the text is not Unicode") from None
+        return rendered
 
 
 def most_frequent(items: Sequence[Any]) -> list[Any] | None:
@@ -256,13 +285,13 @@ class PromptSourceExamples:
                 found.append(f"template '{name}' failed for {counts['failed']} of {counts.total()} rows ({reason})")
         return [f"{self._dataset}: {note}" for note in found]
 
-    def of(self, number: int, row: Mapping[str, Any], split: Split | None, names: Collection[str]) -> Iterator[Example]:
+    def of(self, number: int, row: Mapping[str, Any], split: str | None, names: Collection[str]) -> Iterator[Example]:
         """The examples that some templates make of a row.
 
         Args:
             number: the row's place in its data set; the examples' ids are made of it.
             row: the columns by name.
-            split: of the examples.
+            split: of the rows, by any name; `train` and `validation` are also that of the examples.
             names: the templates.
         """
         for renderer in self._renderers:
@@ -281,8 +310,11 @@ class PromptSourceExamples:
                 yield _example(template, rendered, f"{split or 'row'}:{number}", split)
 
 
-def _example(template: Template, rendered: Rendered, identity: str, split: Split | None) -> Example:
-    task, answer, choices = f"{template.dataset}/{template.name}", rendered.answers[0], rendered.choices
+def _example(template: Template, rendered: Rendered, identity: str, rows: str | None) -> Example:
+    task, answer = f"{template.dataset}/{template.name}", rendered.answers[0]
+    split: Split | None = next((name for name in SPLITS if name == rows), None)
+    # Of several right choices the first is the one, and the others are no wrong ones.
+    choices = tuple(choice for choice in rendered.choices if choice == answer or choice not in rendered.answers)
     if len(choices) > 1 and answer in choices:
         return Example(task, identity, rendered.prompt, choices=choices, label=choices.index(answer), split=split)
     return Example(task, identity, rendered.prompt, rendered.answers, split=split)

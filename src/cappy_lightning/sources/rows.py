@@ -1,9 +1,11 @@
 """Rows of data sets, one at a time: local JSON, CSV and Parquet files, and data sets of the Hugging Face hub."""
 
 import csv
+import functools
 import io
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +18,9 @@ Row = dict[str, Any]
 #: A row with its place, for messages.
 Placed = tuple[str, Row]
 
-#: A CSV column holds integers if the cells of so many first rows do.
+#: A CSV column holds whole numbers if the cells of so many first rows do, as far as they are not empty.
 _PEEK = 1000
+_WHOLE = re.compile("-?(0|[1-9][0-9]{0,17})")
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ def file_rows(paths: Sequence[str]) -> Rows:
         for path in paths:
             yield from _READERS[Path(path).suffix](path)
 
-    return Rows(", ".join(paths), read, lambda: sum(map(_count, paths)))
+    return Rows(", ".join(paths), read, functools.cache(lambda: sum(map(_count, paths))))
 
 
 def hub_rows(name: str, subset: str | None, split: str, revision: str | None) -> Rows:
@@ -99,7 +102,7 @@ def hub_rows(name: str, subset: str | None, split: str, revision: str | None) ->
         known = (info.splits or {}).get(split)
         return known.num_examples if known and known.num_examples else sum(1 for _ in read())
 
-    return Rows(where, read, count)
+    return Rows(where, read, functools.cache(count))
 
 
 def _line(error: Exception) -> str:
@@ -133,8 +136,7 @@ def _read_csv(path: str) -> Iterator[Placed]:
             rows = ((reader.line_num, cells) for cells in reader if cells)
             peeked = list(itertools.islice(rows, _PEEK))
             whole = [
-                bool(peeked) and all(_is_whole(cells[i]) for _, cells in peeked if len(cells) == len(header))
-                for i in range(len(header))
+                _are_whole([cells[i] for _, cells in peeked if len(cells) == len(header)]) for i in range(len(header))
             ]
             for line, cells in itertools.chain(peeked, rows):
                 where = f"{path}:{line}"
@@ -143,7 +145,8 @@ def _read_csv(path: str) -> Iterator[Placed]:
                 yield (
                     where,
                     {
-                        name: _cell(cell, is_whole, where)
+                        # A cell of another kind further on stays the text that it is.
+                        name: int(cell) if is_whole and _WHOLE.fullmatch(cell) else cell
                         for name, cell, is_whole in zip(header, cells, whole, strict=True)
                     },
                 )
@@ -153,16 +156,9 @@ def _read_csv(path: str) -> Iterator[Placed]:
             raise InputError(f"{path}:{reader.line_num + 1}", "is not UTF-8 text") from None
 
 
-def _is_whole(cell: str) -> bool:
-    return cell.lstrip("-").isascii() and cell.lstrip("-").isdigit() and str(int(cell)) == cell
-
-
-def _cell(cell: str, whole: bool, where: str) -> str | int:
-    if not whole:
-        return cell
-    if not _is_whole(cell):
-        raise InputError(where, f"has '{cell[:40]}' in a column of whole numbers")
-    return int(cell)
+def _are_whole(cells: Sequence[str]) -> bool:
+    filled = [cell for cell in cells if cell]
+    return bool(filled) and all(map(_WHOLE.fullmatch, filled))
 
 
 def _read_parquet(path: str) -> Iterator[Placed]:
@@ -179,9 +175,13 @@ def _read_parquet(path: str) -> Iterator[Placed]:
 
 def _count(path: str) -> int:
     if Path(path).suffix == ".parquet":
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        return int(pq.ParquetFile(path).metadata.num_rows)
+        try:
+            return int(pq.ParquetFile(path).metadata.num_rows)
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(path, f"is no readable Parquet file ({error})") from None
     return sum(1 for _ in _READERS[Path(path).suffix](path))
 
 

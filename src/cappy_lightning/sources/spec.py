@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from cappy_lightning.config import key, merge
 from cappy_lightning.errors import InputError
+from cappy_lightning.files import find_parts
 from cappy_lightning.records import SPLITS, Pool, Split
 from cappy_lightning.sources.bigbench import bigbench_examples, fetch
 from cappy_lightning.sources.jsonl import SAMPLES, pool_from_row
@@ -42,7 +43,9 @@ class SourceConfig:
     subset: str | None = key(None, "Subset (configuration) of the data set")
     revision: str | None = key(None, "Branch, tag or commit of the data set")
     split: str | None = key(
-        None, "Split of the data set to read, and of the examples; null: reads `train`, and gives the examples none"
+        None,
+        "Split of the data set to read, and of the examples if it is train or validation; null: reads `train`, and"
+        " gives the examples none",
     )
     bigbench: str | None = key(None, "BIG-bench task, generation or multiple choice, in its standard split")
     templates: str | None = key(None, "PromptSource templates: file or folder; null: those of `dataset` in the root")
@@ -108,10 +111,17 @@ class Sources:
         path = arguments[0]
         if path.endswith((".yaml", ".yml")):
             self._config = merge(SourcesConfig, arguments)
+        elif Path(path).is_dir():  # parts of a recording
+            files = [str(part) for part in find_parts(Path(path), ".jsonl") if part.stat().st_size]
+            if not files:
+                raise InputError(path, "has no parts of pools, expected files part-I-of-N.jsonl")
+            self._config = SourcesConfig(sources=[SourceConfig(files=files)])
         elif len(arguments) > 1:
             raise InputError(arguments[1], f"stands after {path}, expected it only after a sources file (YAML)")
         else:
             self._config = SourcesConfig(sources=[SourceConfig(files=[path])])
+        if self._config.seed < 0:
+            raise InputError("seed", f"is {self._config.seed}, expected 0 or more")
         if not self._config.sources:
             raise InputError(path, "names no source, expected a list 'sources'")
         self._sources = [
@@ -129,6 +139,11 @@ class Sources:
             fetch(tasks)
         for source in self._sources:
             yield from source.pools(self._shard)
+
+    @property
+    def partial(self) -> bool:
+        """Whether only one of several parts is read."""
+        return self._shard.count > 1
 
     def described(self) -> dict[str, Any]:
         """What the examples are made of, for the record."""
@@ -150,6 +165,14 @@ class _Source:
         if len(kinds) != 1:
             found = " and ".join(kinds) or "none"
             raise InputError(where, f"expected one of 'files', 'dataset' or 'bigbench', found {found}")
+        if config.bigbench and config.split:
+            raise InputError(where, "names a split beside bigbench, whose tasks have their own")
+        for name, columns in config.columns.items():
+            listed = columns if isinstance(columns, list) else [columns]
+            if columns is not None and not all(isinstance(column, str) for column in listed):
+                raise InputError(
+                    where, f"columns.{name} is {columns!r}, expected the name of a column or a list of them"
+                )
         unknown = sorted(set(config.columns) - set(FIELDS))
         if unknown:
             raise InputError(where, f"columns maps '{unknown[0]}', expected one of {', '.join(FIELDS)}")
@@ -195,8 +218,9 @@ class _Source:
     def _from_columns(self, rows: Rows, shard: Shard) -> Iterator[Pool]:
         config = self._config
         low, high = config.score_range
-        task = config.task or config.dataset or Path(config.files[0]).stem
-        columns = Columns(config.columns, task, config.choices, (low, high))
+        dataset = f"{config.dataset}/{config.subset}" if config.subset else config.dataset
+        task = config.task or dataset or Path(config.files[0]).stem
+        columns = Columns(config.columns, task, self._split(), config.choices, (low, high))
         mask = self._mask(rows.count(), config.max_examples, task) if config.max_examples else None
         numbered = ((number, placed) for number, placed in enumerate(rows.read()) if mask is None or mask[number])
         for _, (where, row) in shard.of(numbered):
@@ -206,7 +230,6 @@ class _Source:
                 yield columns.pool(row, where)
 
     def _from_templates(self, rows: Rows, shard: Shard) -> Iterator[Pool]:
-        split = self._split()
         first = next(rows.read(), None)
         if first is None:
             raise InputError(rows.name, "has no rows")
@@ -218,7 +241,7 @@ class _Source:
             masks = {name: self._mask(count, cap, name) for name in rendered.templates}
         for number, (_, row) in shard.of(enumerate(rows.read())):
             names = [name for name in rendered.templates if masks.get(name) is None or masks[name][number]]
-            for example in rendered.of(number, row, split, names):
+            for example in rendered.of(number, row, self._config.split, names):
                 yield Pool.of_example(example)
         self.notes = rendered.notes()
 
@@ -237,6 +260,7 @@ class _Source:
         if most is None or count <= most:
             return None
         mask = np.zeros(count, dtype=np.bool_)
-        generator = np.random.default_rng([self._root.seed, *f"{self._where} {name}".encode()])
+        drawn_from = [*self._config.files, self._config.dataset, self._config.subset, self._config.split, name]
+        generator = np.random.default_rng([self._root.seed, *" ".join(map(str, drawn_from)).encode()])
         mask[generator.choice(count, most, replace=False, shuffle=False)] = True
         return mask

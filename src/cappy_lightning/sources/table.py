@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cappy_lightning.errors import InputError
-from cappy_lightning.records import Pool
+from cappy_lightning.records import Pool, Split
 
 #: What columns can be mapped to; several columns can give the last three together.
 FIELDS = ("task", "id", "split", "instruction", "label", "score", "references", "choices", "responses")
@@ -16,20 +16,22 @@ _LISTS = FIELDS[-3:]
 class Columns:
     """How rows become pools.
 
-    A field that is not mapped is the column of its own name, if there is one.
+    A field that is not mapped is the column of its own name, if there is one; mapped to null it is none.
 
     Args:
         of: the column of a field, or of `references`, `choices` and `responses` a list of columns. Cells of
             these may be lists; empty cells are no reference, choice or response.
         task: the task of rows without a column for it.
+        split: the split of rows without a column for it.
         choices: the choices of all rows, where no column has them. `label` is the index or the text of the
             right one.
         score_range: the lowest and highest value of `score`, which is mapped to [0, 1] and belongs to the
             one response of the row.
     """
 
-    of: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
+    of: Mapping[str, str | Sequence[str] | None] = field(default_factory=dict)
     task: str = "default"
+    split: Split | None = None
     choices: Sequence[str] = ()
     score_range: tuple[float, float] = (0.0, 1.0)
 
@@ -39,7 +41,7 @@ class Columns:
         Raises:
             InputError: a column is missing, or a cell cannot be what it is mapped to.
         """
-        found: dict[str, Any] = {"task": self.task}
+        found: dict[str, Any] = {"task": self.task, "split": self.split}
         for name in FIELDS:
             columns = self._columns(name, row, where)
             values = [row[column] for column in columns if row[column] not in (None, "")]
@@ -61,9 +63,9 @@ class Columns:
         return Pool.from_row(found, where, labelled=score is None, answered=False)
 
     def _columns(self, name: str, row: Mapping[str, Any], where: str) -> list[str]:
-        mapped = self.of.get(name)
-        if mapped is None:
+        if name not in self.of:
             return [name] if name in row else []
+        mapped = self.of[name] or ()
         columns = [mapped] if isinstance(mapped, str) else list(mapped)
         for column in columns:
             if column not in row:
@@ -90,6 +92,12 @@ def _text(value: Any) -> Any:
 
 
 def _label(label: Any, choices: list[str], where: str) -> Any:
+    if isinstance(label, bool):
+        label = int(label)
+    if isinstance(label, int) and str(label) in choices and choices.index(str(label)) != label:
+        raise InputError(
+            where, f"label is {label}, which is both an index and one of the choices, expected one meaning"
+        )
     if isinstance(label, str):
         if label not in choices:
             raise InputError(where, f"label is '{label[:80]}', expected one of the {len(choices)} choices")
