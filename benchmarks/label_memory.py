@@ -3,7 +3,7 @@
     python benchmarks/label_memory.py [--pairs 100000 1000000] [--pool POOL.jsonl]
 
 The pools are those of a recorded file again and again under new ids, with a word of their own in every
-instruction and response, so that nothing can be served from a cache.
+instruction, reference and response, so that nothing can be served from a cache.
 """
 
 import argparse
@@ -36,6 +36,7 @@ def write_pools(source: Path, path: Path, pairs: int) -> int:
                     "id": f"{copy}-{row['id']}",
                     "split": "train",
                     "instruction": f"{row['instruction']} {copy}",
+                    "references": [f"{reference} {row['id']}x{copy}" for reference in row["references"]],
                     "candidates": [c | {"response": f"{c['response']} {copy}"} for c in row["candidates"]],
                 }
                 stream.write(json.dumps(row | own, ensure_ascii=False) + "\n")

@@ -2,9 +2,10 @@
 
     python benchmarks/rouge.py [POOL.jsonl ...] [--pairs 100000]
 
-The pairs are the candidates of recorded pools, 13 an example, against the references of their own
-example first and then of the following ones, until there are enough of them. rouge-score is used as the reference
-implementation of Cappy uses it: one scorer with stemmer, `score_multi` for each response.
+The pairs are the candidates of recorded pools, 13 an example, with the references of their examples; when the file
+is through, it begins again, with one word more in every response and reference, so that no text
+comes twice. rouge-score is used as the reference implementation of Cappy uses it: one scorer with stemmer,
+`score_multi` for each response.
 """
 
 import argparse
@@ -24,12 +25,13 @@ QUICKSTART = Path(__file__).parent.parent / "data" / "quickstart" / "pool.jsonl"
 
 
 def pairs(pools: list[Pool]) -> Iterator[Item]:
-    """The candidates of all pools against their own references, then against those of the next example ..."""
-    for shift in range(len(pools)):
-        for number, pool in enumerate(pools):
-            references = pools[(number + shift) % len(pools)].example.references
+    """The candidates of all pools with their references, then again with a word more ..."""
+    for number in itertools.count():
+        more = f" again{number}" if number else ""
+        for pool in pools:
+            references = [reference + more for reference in pool.example.references]
             for candidate in pool.candidates:
-                yield "", references, candidate.response
+                yield "", references, candidate.response + more
 
 
 def main() -> None:
