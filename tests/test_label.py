@@ -103,7 +103,7 @@ def test_wherever_it_was_stopped_it_ends_with_the_same_bytes(tmp_path: Path, mon
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
 
 
-@pytest.mark.parametrize(("kills", "copies"), [(1, 30), pytest.param(20, 40, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(("kills", "copies"), [(1, 30), pytest.param(20, 100, marks=pytest.mark.soak)])
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(
     tmp_path: Path, pools: list[Pool], kills: int, copies: int
 ) -> None:
@@ -114,24 +114,24 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(
     done = subprocess.run([*command, str(tmp_path / "whole")], cwd=ROOT, capture_output=True, check=False)
     seconds = time.monotonic() - begun
     assert done.returncode == 0, done.stderr
-    shards = 0
+    shards = killed = 0
     journal = tmp_path / "out.partial" / job.JOURNAL
     for _ in range(kills):
         process = subprocess.Popen([*command, str(tmp_path / "out")], cwd=ROOT, stderr=subprocess.DEVNULL)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(generator.uniform(0.2, 0.8) * seconds)
-        if process.poll() is not None:
-            break
+            process.wait(generator.uniform(0.1, 0.8 if kills == 1 else 0.4) * seconds)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        assert not (tmp_path / "out").exists()
+        if (tmp_path / "out").exists():  # it was faster
+            break
+        killed += 1
         now = journal.read_bytes().count(b"\n") - 1 if journal.exists() else 0
         assert now >= shards
         shards = now
     again = subprocess.run([*command, str(tmp_path / "out")], cwd=ROOT, capture_output=True, text=True, check=False)
     assert again.returncode == 0 or "exists already" in again.stderr, again.stderr
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
-    print(f"{kills} kills, {shards} shards were finished before the last, all bytes equal at the end")
+    print(f"{killed} kills, {shards} shards were finished before the last, all bytes equal at the end")
 
 
 def test_parts_hold_every_example_once_and_are_read_as_one(tmp_path: Path, pools: list[Pool]) -> None:
