@@ -113,6 +113,25 @@ def open_locked(path: Path, where: Path, what: str) -> IO[str]:
     return stream
 
 
+@contextlib.contextmanager
+def kept_on_failure(path: Path, what: str) -> Iterator[None]:
+    """For writing that a later call continues: a full disk and the like become one line that says so.
+
+    Args:
+        path: what is written.
+        what: what of it is kept, as the message calls it.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            path, f"cannot be written ({error.strerror}); {what} is kept, the same command continues"
+        ) from None
+
+
 def part_name(index: int, count: int) -> str:
     """The name of one part of `count` that are made apart, as by a job array; `index` from 0."""
     return f"part-{index}-of-{count}"

@@ -4,7 +4,6 @@ While it is under way the shards lie in `OUT.partial`, beside a journal with one
 finished. The same call continues after the last of them; what it labels again gives the same instances.
 """
 
-import contextlib
 import hashlib
 from collections.abc import Iterator
 from itertools import islice
@@ -14,7 +13,7 @@ from typing import Any
 from cappy_lightning.config import Config
 from cappy_lightning.data.shards import MANIFEST, SHARD_ROWS, read_manifest, write_manifest, write_shard
 from cappy_lightning.errors import InputError
-from cappy_lightning.files import make_dir, open_locked, parse_line, replace, to_line
+from cappy_lightning.files import kept_on_failure, make_dir, open_locked, parse_line, replace, to_line
 from cappy_lightning.labeling.weak_labels import BLOCK, Labeler
 from cappy_lightning.progress import Ticker, say
 from cappy_lightning.records import Instance, Pool, Split
@@ -53,7 +52,7 @@ def label(sources: Sources, config: Config, out: Path, split: Split) -> None:
         }
         if not (directory / MANIFEST).is_file():  # else only the last step is missing
             _label(sources, config, directory, split, made_by, out)
-        with _writing(directory):
+        with kept_on_failure(directory, "what is there"):
             (directory / JOURNAL).unlink(missing_ok=True)
             replace(directory, out)
         lock.unlink()
@@ -63,7 +62,7 @@ def label(sources: Sources, config: Config, out: Path, split: Split) -> None:
 
 def _label(sources: Sources, config: Config, directory: Path, split: Split, made_by: dict[str, Any], out: Path) -> None:
     """Write what is missing of the shards of a directory, and then its manifest."""
-    with _writing(directory):
+    with kept_on_failure(directory, "what is there"):
         directory.mkdir(exist_ok=True)
         shards = _read_journal(directory, made_by)
     labeler, digest = Labeler(config.label, config.data.seed), hashlib.sha256()
@@ -86,7 +85,7 @@ def _label(sources: Sources, config: Config, directory: Path, split: Split, made
             ticker.advance(len(block))
             if rows and (len(rows) >= SHARD_ROWS or not block):
                 state = {"pools": consumed, "digest": digest.hexdigest(), "counts": dict(labeler.counts)}
-                with _writing(directory):
+                with kept_on_failure(directory, "what is there"):
                     shards.append(write_shard(rows, directory, len(shards)) | state)
                     journal.write(to_line(shards[-1]).encode())
                     journal.flush()
@@ -95,7 +94,7 @@ def _label(sources: Sources, config: Config, directory: Path, split: Split, made
                 break
     if not shards and not sources.partial:
         raise InputError(out, f"there is no instance of the split {split} to write")
-    with _writing(directory):
+    with kept_on_failure(directory, "what is there"):
         write_manifest(directory, shards, made_by)
     for note in (*sources.notes(), *labeler.warnings()):
         say(note)
@@ -128,13 +127,3 @@ def _read_journal(directory: Path, made_by: dict[str, Any]) -> list[dict[str, An
         if file.name not in known:
             file.unlink()
     return shards
-
-
-@contextlib.contextmanager
-def _writing(directory: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:  # a full disk
-        raise InputError(
-            directory, f"cannot be written ({error.strerror}); what is there is kept, the same command continues"
-        ) from None

@@ -23,7 +23,7 @@ from cappy_lightning.backbones.prompts import Prompter, draw_shots, eligible, pr
 from cappy_lightning.backbones.recorded import RecordedBackbone
 from cappy_lightning.config import BackboneConfig
 from cappy_lightning.errors import InputError
-from cappy_lightning.files import atomic_path, make_dir, open_locked, parse_line, to_line, write_json
+from cappy_lightning.files import atomic_path, kept_on_failure, make_dir, open_locked, parse_line, to_line, write_json
 from cappy_lightning.progress import Ticker, say
 from cappy_lightning.records import Example, Pool
 
@@ -36,6 +36,8 @@ _REACHING = (
 _TRANSFORMERS = ("revision", "min_tokens", "batch_size", "max_prompt_tokens")
 #: So many examples one after the other that the backbone cannot serve are no matter of single examples any more.
 _PATIENCE = 8
+#: What a failure to write leaves.
+_KEPT = "what was recorded"
 #: Characters of a token, about, for estimates.
 _TOKEN = 4
 
@@ -165,7 +167,7 @@ def record_pools(
                     _estimate(known, journal, prompter, asked, config)
                 with open_backbone(config) as backbone:
                     recorder.run(backbone, _possible(backbone, asked))
-        with _writing(out):
+        with kept_on_failure(out, _KEPT):
             _publish(journal, out, made_by, config)
         lock.unlink()
 
@@ -350,7 +352,7 @@ class _Journal:
         if path.exists() and path.stat().st_size:
             self._continue(head)
         else:
-            with _writing(path), open(path, "wb") as stream:
+            with kept_on_failure(path, _KEPT), open(path, "wb") as stream:
                 stream.write(head)
         self._stream = open(path, "ab")
 
@@ -390,7 +392,7 @@ class _Journal:
             row["empty"] = answer.empty
         if answer.problem:
             row = {"example": example.to_row(), "problem": answer.problem, "tokens": tokens}
-        with _writing(self._path):
+        with kept_on_failure(self._path, _KEPT):
             self._stream.write(to_line(row).encode())
             self._stream.flush()
         self._add(row)
@@ -410,16 +412,6 @@ class _Journal:
         """The recording is finished: its file goes."""
         self._stream.close()
         self._path.unlink()
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:  # a full disk
-        raise InputError(
-            path, f"cannot be written ({error.strerror}); what was recorded is kept, the same command continues"
-        ) from None
 
 
 def _spent(journal: _Journal, config: BackboneConfig) -> str | None:

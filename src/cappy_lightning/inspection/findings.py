@@ -40,7 +40,6 @@ class Histogram:
     edges: NDArray[np.float64]
     counts: NDArray[np.int64]
     mark: float | None = None
-    note: str = ""
 
 
 @dataclass

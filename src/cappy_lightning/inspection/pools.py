@@ -109,11 +109,9 @@ def inspect_pools(pools: Iterable[Pool], title: str, config: Config) -> Findings
 
 
 def _judge(pools: Sequence[Pool], measure: Measure) -> list[list[float] | None]:
-    known = [pool for pool in pools if pool.candidates and (pool.example.references or pool.example.choices)]
-    found = iter(rewards(known, measure))
-    return [
-        next(found) if pool.candidates and (pool.example.references or pool.example.choices) else None for pool in pools
-    ]
+    known = [bool(pool.candidates and (pool.example.references or pool.example.choices)) for pool in pools]
+    found = iter(rewards(list(itertools.compress(pools, known)), measure))
+    return [next(found) if judged else None for judged in known]
 
 
 def _tasks(tasks: dict[str, _Sums], measure: Measure) -> Table:

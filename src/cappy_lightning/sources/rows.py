@@ -1,5 +1,6 @@
 """Rows of data sets, one at a time: local JSON, CSV and Parquet files, and data sets of the Hugging Face hub."""
 
+import contextlib
 import csv
 import functools
 import io
@@ -162,26 +163,27 @@ def _are_whole(cells: Sequence[str]) -> bool:
 
 
 def _read_parquet(path: str) -> Iterator[Placed]:
+    with _open_parquet(path) as file:
+        batches = file.iter_batches(batch_size=1024)
+        for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), start=1):
+            yield f"{path}: row {number}", row
+
+
+@contextlib.contextmanager
+def _open_parquet(path: str) -> Iterator[Any]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        batches = pq.ParquetFile(path).iter_batches(batch_size=1024)
-        for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), start=1):
-            yield f"{path}: row {number}", row
+        yield pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
         raise InputError(path, f"is no readable Parquet file ({error})") from None
 
 
 def _count(path: str) -> int:
     if Path(path).suffix == ".parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            return int(pq.ParquetFile(path).metadata.num_rows)
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(path, f"is no readable Parquet file ({error})") from None
+        with _open_parquet(path) as file:
+            return int(file.metadata.num_rows)
     return sum(1 for _ in _READERS[Path(path).suffix](path))
 
 
