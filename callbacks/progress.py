@@ -1,6 +1,7 @@
 """Progress of the training, counted in optimizer steps."""
 
 import time
+from collections import Counter
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,29 +12,40 @@ from cappy_lightning.progress import Ticker, say
 class StepProgress(pl.Callback):
     """A rich progress bar over optimizer steps, or a line now and then where there is no terminal.
 
+    Logs, with every step, the rates since the training began or was resumed, over all ranks, and the share of
+    padding among the tokens of this rank's batches: `train/pairs_per_second`, `train/tokens_per_second` and
+    `train/padding_share`.
+
     Args:
         total_steps: of the whole training.
-        pairs_per_step: to show the pairs per second.
     """
 
-    def __init__(self, total_steps: int, pairs_per_step: int) -> None:
-        self.total_steps, self.pairs_per_step = total_steps, pairs_per_step
+    def __init__(self, total_steps: int) -> None:
+        self.total_steps = total_steps
         self._ticker: Ticker | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin, or begin where a resumed run stands."""
+        self._start, self._seen = time.monotonic(), Counter[str]()
         if trainer.is_global_zero:
             self._ticker = Ticker("training", self.total_steps, trainer.global_step)
             self._ticker.__enter__()
-            self._start, self._first = time.monotonic(), trainer.global_step
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Move on with every finished step."""
-        if self._ticker and trainer.global_step > self._ticker.done:
-            rate = (trainer.global_step - self._first) * self.pairs_per_step / (time.monotonic() - self._start)
-            self._ticker.advance(trainer.global_step - self._ticker.done, f"{rate:.0f} pairs/s")
+        self._seen.update(batch["counts"])
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        seconds = (time.monotonic() - self._start) / trainer.world_size  # ranks have like numbers of pairs
+        pairs, tokens = self._seen["pairs"] / seconds, self._seen["tokens"] / seconds
+        padding = 1 - self._seen["tokens"] / self._seen["slots"]
+        rates = {"pairs_per_second": pairs, "tokens_per_second": tokens, "padding_share": padding}
+        pl_module.log_dict({f"train/{name}": value for name, value in rates.items()})
+        if self._ticker:
+            shown = f"{pairs:,.0f} pairs/s, {tokens:,.0f} tokens/s, {100 * padding:.0f}% padding"
+            self._ticker.advance(trainer.global_step - self._ticker.done, shown)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """One line with the metrics of the round."""

@@ -1,6 +1,7 @@
 """What a run leaves for people: metrics.json, report.json, the learning curve and the plots."""
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -35,27 +36,25 @@ class Results(pl.Callback):
         #: (step, training loss) and, by metric, (step, value); kept in checkpoints.
         self.losses: list[tuple[int, float]] = []
         self.validations: dict[str, list[tuple[int, float]]] = {}
-        #: Of the training pairs: how many did not fit, by how many tokens in all, and all of them.
-        self.cut_pairs = self.cut_tokens = self.seen_pairs = 0
-        #: Of this rank and step so far: loss, pairs that were cut, tokens cut, pairs.
-        self._step = torch.zeros(4, dtype=torch.float64)
+        #: Of the training pairs of all ranks: the sums of the batches' counts.
+        self.counts: Counter[str] = Counter()
+        self.tests: dict[str, float] = {}
+        #: Of this rank and step so far.
+        self._loss, self._own = 0.0, Counter[str]()
         self._last_validation: tuple[Tensor, Tensor] | None = None
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Note the loss of every step, which Lightning hands over in shares, one for each forward and rank."""
-        cut, loss = batch["cut"], outputs["loss"].detach()
-        self._step += torch.stack([loss.double(), (cut > 0).sum(), cut.sum(), batch["weight"].sum()]).cpu()
+        self._loss += float(outputs["loss"])
+        self._own.update(batch["counts"])
         if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
-            total = trainer.strategy.reduce(self._step.float().to(trainer.strategy.root_device), reduce_op="sum")
-            loss, *counts = total.tolist()
+            own = torch.tensor([self._loss, *self._own.values()], device=trainer.strategy.root_device)
+            loss, *counts = trainer.strategy.reduce(own, reduce_op="sum").tolist()
             self.losses.append((trainer.global_step, loss / trainer.world_size))
-            self.cut_pairs, self.cut_tokens, self.seen_pairs = (
-                known + round(new)
-                for known, new in zip((self.cut_pairs, self.cut_tokens, self.seen_pairs), counts, strict=True)
-            )
-            self._step.zero_()
+            self.counts.update({name: round(count) for name, count in zip(self._own, counts, strict=True)})
+            self._loss, self._own = 0.0, Counter()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note the metrics of a validation round, and the pairs behind them."""
@@ -70,17 +69,19 @@ class Results(pl.Callback):
         for name, value in values.items():
             self.validations.setdefault(name, []).append((step, value))
 
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note the metrics of the test instances."""
+        self.tests = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("test/")}
+
     def state_dict(self) -> dict[str, Any]:
         """The curve so far."""
-        counts = {"cut_pairs": self.cut_pairs, "cut_tokens": self.cut_tokens, "seen_pairs": self.seen_pairs}
-        return {"losses": self.losses, "validations": self.validations, **counts}
+        return {"losses": self.losses, "validations": self.validations, "counts": dict(self.counts)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the curve."""
         self.losses = [tuple(point) for point in state_dict["losses"]]
         self.validations = {name: [tuple(p) for p in points] for name, points in state_dict["validations"].items()}
-        self.cut_pairs, self.cut_tokens = state_dict["cut_pairs"], state_dict["cut_tokens"]
-        self.seen_pairs = state_dict["seen_pairs"]
+        self.counts = Counter(state_dict["counts"])
 
     def write(self, report: dict[str, Any] | None, facts: dict[str, float]) -> None:
         """Write the plots, the report and `metrics.json`.
@@ -91,13 +92,15 @@ class Results(pl.Callback):
             report: the selection report, None where there are no pools.
             facts: numbers to put into `metrics.json` beside the metrics.
         """
-        metrics = {name: points[-1][1] for name, points in self.validations.items()} | facts
+        metrics = {name: points[-1][1] for name, points in self.validations.items()} | self.tests | facts
         if self.losses:
             metrics |= {"train/loss": self.losses[-1][1], "train/steps": self.losses[-1][0]}
             _save(learning_curve(self.losses, self.validations), self.run_dir / "learning_curve.png")
-        if self.seen_pairs:
-            metrics["train/cut_pairs_share"] = self.cut_pairs / self.seen_pairs
-            metrics["train/cut_tokens_mean"] = self.cut_tokens / self.seen_pairs
+        if seen := self.counts["pairs"]:
+            metrics["train/cut_pairs_share"] = self.counts["cut_pairs"] / seen
+            metrics["train/cut_tokens_mean"] = self.counts["cut_tokens"] / seen
+            metrics["train/padding_share"] = 1 - self.counts["tokens"] / self.counts["slots"]
+            metrics["train/skipped_instances"] = self.counts["skipped"]
         if self._last_validation is not None:
             scores, targets = (values.double().numpy() for values in self._last_validation)
             _save(calibration(scores, targets), self.run_dir / "calibration.png")

@@ -18,7 +18,8 @@ from conftest import QUICKSTART_POOL, ROOT, run_cappy
 
 from cappy_lightning import label as job
 from cappy_lightning.config import Config
-from cappy_lightning.data.shards import MANIFEST, find_directories, read_manifest, read_table
+from cappy_lightning.data.reading import read_table
+from cappy_lightning.data.shards import MANIFEST, find_directories, read_manifest
 from cappy_lightning.errors import InputError
 from cappy_lightning.files import part_name
 from cappy_lightning.label import label
@@ -31,7 +32,7 @@ from cappy_lightning.sources.spec import Sources
 def rows(directory: Path) -> list[Instance]:
     return [
         Instance(**row)
-        for found in find_directories(directory)
+        for found in find_directories(str(directory))
         for row in read_table([read_manifest(found)]).to_pylist()
     ]
 
@@ -148,10 +149,10 @@ def test_parts_hold_every_example_once_and_are_read_as_one(tmp_path: Path, pools
     assert sorted((i.example_id, i.response) for i in found) == sorted((i.example_id, i.response) for i in expected)
     (tmp_path / "out" / part_name(1, 3) / MANIFEST).unlink()
     with pytest.raises(InputError, match=r"part-1-of-3/manifest.json: cannot be read"):
-        find_directories(tmp_path / "out")
+        find_directories(str(tmp_path / "out"))
     shutil.rmtree(tmp_path / "out" / part_name(1, 3))
     with pytest.raises(InputError, match=r"part-1-of-3: is missing or not finished, expected 3 parts"):
-        find_directories(tmp_path / "out")
+        find_directories(str(tmp_path / "out"))
 
 
 def test_parts_of_pools_are_a_source_and_a_part_may_be_empty(tmp_path: Path, pools: list[Pool]) -> None:

@@ -13,7 +13,8 @@ import pytest
 
 from cappy_lightning.backbones.generate import fingerprint, survey
 from cappy_lightning.config import Config, DataConfig
-from cappy_lightning.data.shards import read_manifest, read_table, write_instances
+from cappy_lightning.data.reading import read_table
+from cappy_lightning.data.shards import read_manifest, write_instances
 from cappy_lightning.errors import InputError
 from cappy_lightning.labeling.weak_labels import Labeler
 from cappy_lightning.preparation import Prepared, prepare, split_pools
@@ -52,12 +53,12 @@ def write_pools(path: Path, written: Sequence[Pool]) -> str:
     return write(path, [pool.to_row() for pool in written])
 
 
-def read(directories: Sequence[Path]) -> list[Instance]:
+def read(directories: Sequence[str]) -> list[Instance]:
     table = read_table([read_manifest(directory) for directory in directories])
     return [Instance(**row) for row in table.to_pylist()]
 
 
-def examples_of(directories: Sequence[Path]) -> set[tuple[str, str]]:
+def examples_of(directories: Sequence[str]) -> set[tuple[str, str]]:
     return {(instance.task, instance.example_id) for instance in read(directories)}
 
 
@@ -83,7 +84,8 @@ def test_a_pool_file_becomes_training_and_validation_instances_of_distinct_examp
     labeler = Labeler(made.label, seed=0)
     found = prepare(made, tmp_path / "run")
     train, validation = split_pools(made, pools(40))
-    assert found == Prepared((tmp_path / "run/train",), (tmp_path / "run/validation",), tuple(validation))
+    sides = ((str(tmp_path / "run" / name),) for name in ("train", "validation"))
+    assert found == Prepared(*sides, validation_pools=tuple(validation))
     assert [vars(i) | {"score": 0} for i in read(found.train)] == [
         vars(i) | {"score": 0} for i in labeler.training(train)
     ]
@@ -141,8 +143,8 @@ def test_files_of_the_users_own_become_shards_with_origin_given(tmp_path: Path) 
     sources = [write(tmp_path / "a.jsonl", own_rows(4)), str(tmp_path / "b.parquet"), str(tmp_path / "c")]
     held_out = [write(tmp_path / "v.jsonl", own_rows(2))]
     found = prepare(config(instances=sources, validation_instances=held_out), tmp_path / "run")
-    assert found.train == (tmp_path / "run/train/000", tmp_path / "run/train/001", tmp_path / "c")
-    assert found.validation == (tmp_path / "run/validation/000",)
+    assert found.train == tuple(str(tmp_path / name) for name in ("run/train/000", "run/train/001", "c"))
+    assert found.validation == (str(tmp_path / "run/validation/000"),)
     assert [len(read([directory])) for directory in found.train] == [12, 15, 1]
     assert {i.origin for i in read(found.train[:2] + found.validation)} == {"given"}
     assert [(i.instruction, i.response, i.score) for i in read(found.train[:1])] == [

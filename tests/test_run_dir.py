@@ -169,10 +169,19 @@ def test_another_config_is_refused_by_the_keys_that_differ(tmp_path: Path) -> No
     open_and_close(config(tmp_path))  # a refusal changes nothing
 
 
+def test_a_run_continues_on_other_machines(tmp_path: Path) -> None:
+    """How many ranks, loader processes and forwards compute it has no part in what a run is."""
+    open_and_close(config(tmp_path))
+    other = config(tmp_path)
+    other.trainer.devices, other.trainer.nodes, other.data.workers, other.batch.micro_size = 4, 2, 3, 1
+    open_and_close(other)
+    assert "devices: 1" in (tmp_path / "config.yaml").read_text()
+
+
 def test_of_many_differences_three_are_named_and_the_rest_counted(tmp_path: Path) -> None:
     open_and_close(config(tmp_path))
     other = config(tmp_path, seed=3, name="other")
-    other.data.seed, other.label.mismatches, other.data.workers = 1, 2, 3
+    other.data.seed, other.label.mismatches, other.data.lanes = 1, 2, 8
     message = refusal(other)
     assert message.count(" there and ") == 3
     assert "and 2 more)" in message

@@ -7,7 +7,8 @@ import pytest
 from conftest import QUICKSTART_POOL, SHORT_RUN, Run, start_cappy
 
 from cappy_lightning import Cappy
-from cappy_lightning.data.shards import read_manifest, read_table
+from cappy_lightning.data.reading import read_table
+from cappy_lightning.data.shards import read_manifest
 
 ROWS = [json.loads(line) for line in QUICKSTART_POOL.read_text(encoding="utf-8").splitlines()[:40]]
 NO_POOL = ("data.pool=null", "data.max_train=null", "data.max_validation=null")
@@ -83,6 +84,8 @@ def test_two_processes_train_and_export_one_adapter(lora_run: Path, tmp_path: Pa
     assert done.stdout.count("results:") == 1
     mine, theirs = metrics(run_dir), metrics(lora_run)
     assert mine.keys() == theirs.keys()
+    for found in (mine, theirs):
+        del found["train/padding_share"]  # smaller forwards have less padding
     assert mine == pytest.approx(theirs, rel=1e-4)  # the same pairs behind every step, and no dropout
     assert Cappy.from_pretrained(run_dir / "adapter").score([("a", "b")]).shape == (1,)
 

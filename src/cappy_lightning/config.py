@@ -75,15 +75,29 @@ class DataConfig:
     )
     task: str | None = key(None, "BIG-bench task name; its candidates are recorded from the backbone once")
     instances: list[str] = key(
-        [], "Training instances: directories of Parquet shards, or JSONL, CSV or Parquet files with your own scores"
+        [],
+        "Training instances: directories of Parquet shards (paths or fsspec URLs), or JSONL, CSV or Parquet files with"
+        " your own scores",
     )
     validation_instances: list[str] = key(
         [], "Validation instances in the same forms; empty: split off from `instances`"
     )
+    test_instances: list[str] = key([], "Test instances in the same forms, scored once after the training")
     validation_fraction: float = key(0.2, "Share of the examples that become the validation split, where there is none")
     max_train: int | None = key(None, "Most training examples, drawn by `seed`; null: all")
     max_validation: int | None = key(None, "Most validation examples, drawn by `seed`; null: all")
     seed: int = key(0, "Seed of splits, caps and mismatches; the training seed leaves them alone")
+    caps: dict[str, int] = key(
+        {}, "Most instances of a task in an epoch: pattern of task names (* stands for any text) to number"
+    )
+    weights: dict[str, float] = key(
+        {}, "How often the instances of a task (after its cap) come in an epoch: pattern of task names to factor"
+    )
+    lanes: int = key(64, "Streams that the order is made of; the number of ranks must divide it")
+    window: int = key(
+        256, "Row groups (1,000 instances as `cappy label` writes them) held and shuffled at a time, over all ranks"
+    )
+    on_error: str = key("stop", "At a row group that cannot be read: stop, or skip it and count its instances")
     workers: int = key(0, "Loader processes per rank; 0: in the training process")
 
 
@@ -340,8 +354,9 @@ def check_config(config: Config) -> None:
         raise InputError(
             "data", f"expected one source (data.pool, data.examples, data.task or data.instances), found {found}"
         )
-    if data.validation_instances and not data.instances:
-        raise InputError("data.validation_instances", "stands without data.instances, expected both")
+    for name in ("validation_instances", "test_instances"):
+        if getattr(data, name) and not data.instances:
+            raise InputError(f"data.{name}", "stands without data.instances, expected both")
     if data.instances:
         expect(data.max_train is None, "data.max_train", "null beside data.instances")
         expect(data.max_validation is None, "data.max_validation", "null beside data.instances")
@@ -353,12 +368,20 @@ def check_config(config: Config) -> None:
     expect(label.mismatches >= 0, "label.mismatches", "0 or more")
     expect(label.max_wrong_choices is None or label.max_wrong_choices >= 0, "label.max_wrong_choices", "0 or more")
     expect(data.workers >= 0, "data.workers", "0 or more")
+    expect(all(cap >= 0 for cap in data.caps.values()), "data.caps", "numbers of 0 or more")
+    expect(all(0 <= weight < math.inf for weight in data.weights.values()), "data.weights", "factors of 0 or more")
+    expect(data.window >= 1, "data.window", "at least 1")
+    expect(data.on_error in ("stop", "skip"), "data.on_error", "stop or skip")
+    expect(data.lanes >= 1, "data.lanes", "at least 1")
     _check_backbone(backbone, expect)
     expect(batch.micro_size >= 1, "batch.micro_size", "at least 1")
     expect(batch.validation_size >= 1, "batch.validation_size", "at least 1")
     expect(trainer.devices >= 1, "trainer.devices", "at least 1")
     expect(trainer.nodes >= 1, "trainer.nodes", "at least 1")
-    forward = batch.micro_size * trainer.devices * trainer.nodes
+    ranks = trainer.devices * trainer.nodes
+    if data.lanes % ranks:
+        raise InputError("data.lanes", f"is {data.lanes}, expected a multiple of the number of ranks ({ranks})")
+    forward = batch.micro_size * ranks
     if batch.global_size < 1 or batch.global_size % forward:
         raise InputError(
             "batch.global_size",

@@ -10,4 +10,8 @@ class InputError(Exception):
 
     def __init__(self, where: object, problem: str) -> None:
         super().__init__(" ".join(f"{where}: {problem}".split()))
-        self.problem = problem
+        self.where, self.problem = where, problem
+
+    def __reduce__(self) -> tuple[type["InputError"], tuple[str, str]]:
+        """For its way from a loader process to the main one."""
+        return InputError, (str(self.where), self.problem)

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -143,15 +143,20 @@ def find_parts(folder: Path, suffix: str = "") -> list[Path]:
     Raises:
         InputError: there are parts of several divisions, or one is missing.
     """
+    return [folder / name for name in find_part_names([entry.name for entry in folder.iterdir()], folder, suffix)]
+
+
+def find_part_names(names: Sequence[str], folder: str | Path, suffix: str = "") -> list[str]:
+    """`find_parts` by the names of what a folder holds, for one that is not a local one."""
     pattern = re.compile(rf"part-[0-9]+-of-([0-9]+){re.escape(suffix)}")
-    counts = {match[1] for entry in folder.iterdir() if (match := pattern.fullmatch(entry.name))}
+    counts = {match[1] for name in names if (match := pattern.fullmatch(name))}
     if len(counts) > 1:
         raise InputError(folder, f"has parts of {' and of '.join(sorted(counts))}, expected one number")
     total = sum(map(int, counts))
-    parts = [folder / f"{part_name(index, total)}{suffix}" for index in range(total)]
+    parts = [f"{part_name(index, total)}{suffix}" for index in range(total)]
     for part in parts:
-        if not part.exists():
-            raise InputError(part, f"is missing or not finished, expected {total} parts")
+        if part not in names:
+            raise InputError(f"{folder}/{part}", f"is missing or not finished, expected {total} parts")
     return parts
 
 

@@ -11,7 +11,9 @@ from typing import Any
 
 from cappy_lightning.backbones.generate import fingerprint, record_pools, survey
 from cappy_lightning.config import Config
-from cappy_lightning.data.shards import MANIFEST, find_directories, read_manifest, read_table, write_instances
+from cappy_lightning.data.locations import is_url
+from cappy_lightning.data.reading import iterate
+from cappy_lightning.data.shards import MANIFEST, find_directories, read_manifest, write_instances
 from cappy_lightning.errors import InputError
 from cappy_lightning.files import cache_dir, open_input, to_line
 from cappy_lightning.labeling.weak_labels import Labeler, cap_examples, in_validation, with_split
@@ -30,11 +32,12 @@ POLL = 0.5
 
 @dataclass(frozen=True)
 class Prepared:
-    """Directories of instances for training and validation, and the pools to evaluate on, if any."""
+    """Directories of instances (paths or URLs) for training, validation and test, and the pools to evaluate on."""
 
-    train: tuple[Path, ...]
-    validation: tuple[Path, ...]
-    validation_pools: tuple[Pool, ...]
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+    test: tuple[str, ...] = ()
+    validation_pools: tuple[Pool, ...] = ()
 
 
 def prepare(config: Config, directory: Path) -> Prepared:
@@ -64,7 +67,7 @@ def prepare(config: Config, directory: Path) -> Prepared:
         say(f"{len(train)} training and {len(validation)} validation examples, {_count(targets[0])} training instances")
     else:
         _wait_for(targets)
-    return Prepared((targets[0],), (targets[1],), tuple(validation))
+    return Prepared((str(targets[0]),), (str(targets[1]),), validation_pools=tuple(validation))
 
 
 def split_pools(config: Config, pools: Sequence[Pool]) -> tuple[list[Pool], list[Pool]]:
@@ -140,9 +143,10 @@ def _capped(config: Config, examples: list[Example]) -> list[Example]:
 def _prepare_instances(config: Config, directory: Path) -> Prepared:
     """Directories of shards as they are; files of the user's own are turned into shards first."""
     data = config.data
+    test = _as_directories(data.test_instances, directory / "test")
     if data.validation_instances:
         train = _as_directories(data.instances, directory / "train")
-        return Prepared(train, _as_directories(data.validation_instances, directory / "validation"), ())
+        return Prepared(train, _as_directories(data.validation_instances, directory / "validation"), test)
     targets = directory / "train", directory / "validation"
     if rank() == 0:
         fraction, seed = data.validation_fraction, data.seed
@@ -162,21 +166,21 @@ def _prepare_instances(config: Config, directory: Path) -> Prepared:
         )
     else:
         _wait_for(targets)
-    return Prepared((targets[0],), (targets[1],), ())
+    return Prepared((str(targets[0]),), (str(targets[1]),), test)
 
 
-def _as_directories(sources: Sequence[str], directory: Path) -> tuple[Path, ...]:
-    directories: list[Path] = []
+def _as_directories(sources: Sequence[str], directory: Path) -> tuple[str, ...]:
+    directories: list[str] = []
     for number, source in enumerate(sources):
-        if Path(source).is_dir():
-            directories += find_directories(Path(source))
+        if _holds_shards(source):
+            directories += find_directories(source)
             continue
         target = directory / f"{number:03d}"
         if rank() == 0:
             _write_once(_read_one(source), target, {"source": source, "sha256": _hash(_content(source))})
         else:
             _wait_for([target])
-        directories.append(target)
+        directories.append(str(target))
     return tuple(directories)
 
 
@@ -185,15 +189,13 @@ def _read_all(sources: Sequence[str]) -> Iterator[Instance]:
 
 
 def _read_one(source: str) -> Iterator[Instance]:
-    path = Path(source)
-    if path.is_dir():
-        for directory in find_directories(path):
-            for batch in read_table([read_manifest(directory)]).to_batches():
-                for row in batch.to_pylist():
-                    yield Instance(**row)
+    if _holds_shards(source):
+        for table in iterate([read_manifest(directory) for directory in find_directories(source)]):
+            for row in table.to_pylist():
+                yield Instance(**row)
     else:
         for where, row in file_rows([source]).read():
-            if path.suffix == ".csv" and isinstance(row.get("score"), str):
+            if source.endswith(".csv") and isinstance(row.get("score"), str):
                 with contextlib.suppress(ValueError):
                     row["score"] = float(row["score"])
             yield Instance.from_row(row, where)
@@ -215,12 +217,18 @@ def _hash(parts: Iterable[bytes]) -> str:
 
 
 def _content(source: str) -> Iterator[bytes]:
-    """The bytes of a file; of a directory those of its manifests, which hold the hashes of the shards."""
-    path = Path(source)
-    for file in [directory / MANIFEST for directory in find_directories(path)] if path.is_dir() else [path]:
-        with open_input(file) as stream:
+    """The bytes of a file; of a directory the hashes of its shards."""
+    if _holds_shards(source):
+        for directory in find_directories(source):
+            yield from (shard.sha256.encode() for shard in read_manifest(directory).shards)
+    else:
+        with open_input(source) as stream:
             while block := stream.read(1 << 20):
                 yield block
+
+
+def _holds_shards(source: str) -> bool:
+    return is_url(source) or Path(source).is_dir()
 
 
 def _count(target: Path) -> int:

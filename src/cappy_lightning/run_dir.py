@@ -17,6 +17,17 @@ from cappy_lightning.files import make_dir, open_locked, remove, write_json, wri
 
 CONFIG, VERSIONS, METRICS, LOCK = "config.yaml", "versions.json", "metrics.json", ".lock"
 
+#: Keys that change how a run is computed but not what: those of a run may change where it continues.
+_FREE = (
+    "run_dir",
+    "trainer.devices",
+    "trainer.nodes",
+    "batch.micro_size",
+    "batch.validation_size",
+    "data.workers",
+    "data.on_error",
+)
+
 _RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")
 
 _PACKAGES = (
@@ -133,10 +144,10 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _differences(theirs: dict[str, Any], mine: dict[str, Any]) -> list[str]:
-    """What differs, in words; where the directory lies is no difference (it may have been moved)."""
+    """What differs, in words, and matters (a directory may have been moved, and the number of ranks may change)."""
     found = []
     for name in [*mine, *(name for name in theirs if name not in mine)]:
-        if name != "run_dir" and (name not in theirs or name not in mine or theirs[name] != mine[name]):
+        if name not in _FREE and (name not in theirs or name not in mine or theirs[name] != mine[name]):
             found.append(f"{name} is {json.dumps(theirs.get(name))} there and {json.dumps(mine.get(name))} here")
     return found
 

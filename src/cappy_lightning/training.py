@@ -18,6 +18,9 @@ from cappy_lightning.callbacks import AdapterExport, ModelExport, Results, RunCh
 from cappy_lightning.callbacks.results import REPORT
 from cappy_lightning.config import Config
 from cappy_lightning.data.datamodule import CappyDataModule
+from cappy_lightning.data.reading import read_table, verify
+from cappy_lightning.data.shards import read_manifest
+from cappy_lightning.data.stream import example_number
 from cappy_lightning.errors import InputError
 from cappy_lightning.preparation import Prepared, prepare
 from cappy_lightning.progress import say
@@ -57,6 +60,8 @@ def train(config: Config, as_json: bool = False) -> int:
 def _fit(config: Config, run: RunDir) -> int:
     _quiet_lightning()
     data = prepare(config, run.path / "instances")
+    if rank() == 0:
+        verify([read_manifest(directory) for directory in (*data.train, *data.validation, *data.test)])
     pl.seed_everything(config.seed, workers=True, verbose=False)
     scorer = build_scorer(config.scorer)
     total = sum(p.numel() for p in scorer.model.parameters())
@@ -71,14 +76,7 @@ def _fit(config: Config, run: RunDir) -> int:
     if rank() == 0:
         say(f"{config.scorer.base}: {total:,} parameters, {trained:,} of them trained ({config.finetune.mode})")
     datamodule = CappyDataModule(
-        data.train,
-        data.validation,
-        scorer.encoder,
-        global_size=config.batch.global_size,
-        micro_size=config.batch.micro_size,
-        validation_size=config.batch.validation_size,
-        seed=config.seed,
-        workers=config.data.workers,
+        data.train, data.validation, scorer.encoder, config.batch, config.data, seed=config.seed, test=data.test
     )
     steps = config.trainer.max_steps or max(1, round(config.trainer.epochs * datamodule.steps_per_epoch))
     datamodule.total_steps = steps
@@ -87,7 +85,7 @@ def _fit(config: Config, run: RunDir) -> int:
     validate_every = steps // config.trainer.validations + 1
     results = Results(run.path)
     trainer = _trainer(config, steps, validate_every, [
-        StepProgress(steps, config.batch.global_size),
+        StepProgress(steps),
         results,
         _export(config, run.path, scorer, datamodule, steps, settings),
         RunCheckpoint(checkpoints, config.trainer.checkpoint_every, steps, validate_every),
@@ -101,6 +99,8 @@ def _fit(config: Config, run: RunDir) -> int:
         trainer.fit(module, datamodule=datamodule, ckpt_path=latest, weights_only=True)
         if not data.validation_pools:
             trainer.validate(module, datamodule=datamodule, verbose=False)
+        if data.test:
+            trainer.test(module, datamodule=datamodule, verbose=False)
     except Stopped as stopped:
         return int(stopped.signal)
     except SystemExit:  # what Lightning makes of Ctrl-C outside the training loop
@@ -146,7 +146,7 @@ def _trainer(config: Config, steps: int, validate_every: int, callbacks: list[pl
 def _export(
     config: Config, run: Path, scorer: Scorer, datamodule: CappyDataModule, steps: int, settings: dict[str, Any]
 ) -> Any:
-    probe = datamodule.validation.pairs(PROBE_PAIRS)
+    probe = datamodule.validation_pairs(PROBE_PAIRS)
     if settings:
         return AdapterExport(
             run / "adapter", scorer, probe, steps, settings | {"task": config.data.task or config.name}
@@ -159,12 +159,15 @@ def _evaluate(
 ) -> dict[str, Any]:
     """The last validation round and the report on the pools, by the exported scorer as a user would load it."""
     cappy = Cappy.from_pretrained(run / ("adapter" if config.finetune.mode == "lora" else "model"))
-    validation = datamodule.validation
-    pairs = validation.pairs()
+    validation = read_table(datamodule.validation)
+    pairs = list(zip(validation["instruction"].to_pylist(), validation["response"].to_pylist(), strict=True))
+    targets = torch.from_numpy(validation["score"].to_numpy().copy())
+    examples = zip(validation["task"].to_pylist(), validation["example_id"].to_pylist(), strict=True)
+    numbers = torch.tensor([example_number(task, example) for task, example in examples])
     say(f"evaluating the exported scorer on {len(pairs)} pairs")
     logits = cappy.logits(pairs)
-    tensors = torch.from_numpy(logits), torch.from_numpy(cappy.to_scores(logits)), validation.score
-    metrics = validation_metrics(*tensors, validation.example)
+    tensors = torch.from_numpy(logits), torch.from_numpy(cappy.to_scores(logits)), targets
+    metrics = validation_metrics(*tensors, numbers)
     values = {f"validation/{name}": value for name, value in metrics.items()}
     results.add_validation(datamodule.total_steps, values, *tensors[1:])
     known = dict(zip(pairs, logits.tolist(), strict=True))

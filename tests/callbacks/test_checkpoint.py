@@ -15,6 +15,8 @@ from cappy_lightning.callbacks import RunCheckpoint
 from conftest import ROOT, SHORT_RUN, Run
 from safetensors.torch import load_file
 
+from cappy_lightning.data.shards import read_manifest
+
 #: With dropout, so equal weights prove an equal random state.
 LONGER = (*SHORT_RUN, "scorer.dropout=0.1", "trainer.max_steps=40", "trainer.checkpoint_every=5")
 
@@ -123,4 +125,10 @@ def test_checkpoints_hold_no_frozen_weights_and_load_as_weights_only(undisturbed
     assert path.name == "step-40.ckpt"
     checkpoint = torch.load(path, weights_only=True)
     assert not any("base_layer" in name or "embeddings" in name for name in checkpoint["state_dict"])
-    assert checkpoint["CappyDataModule"] == {"consumed_steps": 40, "global_size": 16}
+    state = checkpoint["CappyDataModule"]
+    assert state["step"] == 40
+    per_epoch = -(-(rows := read_manifest(undisturbed / "instances" / "train").rows) // 16)
+    assert (state["epoch"], state["step_of_epoch"]) == divmod(40, per_epoch)
+    assert state["instances"] == 40 // per_epoch * rows + 40 % per_epoch * 16
+    assert (state["order"]["data.lanes"], state["order"]["seed"]) == (64, 11111)
+    assert len(json.dumps(state)) < 1000

@@ -1,4 +1,7 @@
-"""Which instances each optimizer step sees, on any number of ranks."""
+"""Which instance comes when: on any number of ranks, from any step, and how well it is mixed."""
+
+from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -6,82 +9,159 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from cappy_lightning.data.order import FILL, deal, epoch_order, step_rows, steps_per_epoch
+from cappy_lightning.data.mixture import Mixture
+from cappy_lightning.data.order import Order, lane_share
 
-WORLDS = (1, 2, 4, 8)
-SIZES = st.integers(1, 200), st.integers(1, 40)
-Rows = NDArray[np.int64]
-
-
-def epoch(rows: int, size: int, seed: int = 0, number: int = 0) -> list[Rows]:
-    order = epoch_order(rows, seed, number)
-    return [step_rows(order, step, size) for step in range(steps_per_epoch(rows, size))]
+Ints = NDArray[np.int64]
+GROUPS = st.lists(st.integers(1, 30), min_size=1, max_size=12)
+SMALL = st.integers(1, 9)
 
 
-def lengths(rows: int) -> Rows:
-    return np.random.default_rng(1).integers(1, 50, rows)
+def make(groups: list[int] | Ints, lanes: int = 4, window: int = 8, seed: int = 0) -> Order:
+    return Order(Mixture(groups, {}), seed, lanes, window)
+
+
+def lane_rows(order: Order, number: int, lane: int, start: int = 0) -> Ints:
+    """The rows of a lane, numbered over the whole set."""
+    firsts = np.cumsum([0, *order.mixture.group_rows])
+    found = [np.zeros(0, np.int64)]
+    for window, passed in order.epoch(number).windows(lane, start):
+        rows = np.concatenate([firsts[piece.group] + np.arange(piece.start, piece.stop) for piece in window.pieces])
+        assert sorted(window.order) == list(range(len(rows)))
+        found.append(rows[window.order][passed:])
+    return np.concatenate(found)
+
+
+def sequence(order: Order, number: int = 0) -> Ints:
+    """The rows of an epoch by position."""
+    rows = np.full(order.rows, -1)
+    for lane in range(order.lanes):
+        rows[lane :: order.lanes] = lane_rows(order, number, lane)
+    return rows
 
 
 @settings(deadline=None)
-@given(*SIZES)
-def test_every_row_is_in_exactly_one_step_of_an_epoch(rows: int, size: int) -> None:
-    seen = np.concatenate(epoch(rows, size))
-    assert sorted(seen[seen != FILL]) == list(range(rows))
+@given(GROUPS, SMALL, SMALL, st.integers(0, 3))
+def test_an_epoch_has_every_row_exactly_once(groups: list[int], lanes: int, window: int, number: int) -> None:
+    order = make(groups, lanes, window)
+    assert sorted(sequence(order, number)) == list(range(sum(groups)))
 
 
 @settings(deadline=None)
-@given(*SIZES)
-def test_every_step_has_the_global_size_and_only_the_last_is_filled_up(rows: int, size: int) -> None:
-    steps = epoch(rows, size)
-    assert [step.shape for step in steps] == [(size,)] * len(steps)
-    assert not any((step == FILL).any() for step in steps[:-1])
-    filled = int((steps[-1] == FILL).sum())
-    assert filled == -rows % size < size
-    assert (steps[-1][size - filled :] == FILL).all()
+@given(GROUPS, SMALL, st.integers(1, 5), st.data())
+def test_a_lane_from_any_of_its_rows_goes_on_as_from_the_first(
+    groups: list[int], lanes: int, window: int, data: st.DataObject
+) -> None:
+    order = make(groups, lanes, window)
+    lane = data.draw(st.integers(0, lanes - 1))
+    whole = lane_rows(order, 1, lane)
+    start = data.draw(st.integers(0, len(whole)))
+    assert (lane_rows(order, 1, lane, start) == whole[start:]).all()
 
 
-@pytest.mark.parametrize(("rows", "size", "steps"), [(0, 8, 0), (1, 8, 1), (7, 8, 1), (8, 8, 1), (9, 8, 2), (64, 8, 8)])
-def test_an_epoch_has_as_many_steps_as_hold_its_rows(rows: int, size: int, steps: int) -> None:
-    assert steps_per_epoch(rows, size) == steps
+@settings(deadline=None)
+@given(st.integers(0, 500), st.integers(1, 12))
+def test_positions_are_dealt_to_the_lanes_in_turn(positions: int, lanes: int) -> None:
+    counts = Counter(t % lanes for t in range(positions))
+    assert [lane_share(positions, lane, lanes) for lane in range(lanes)] == [counts[lane] for lane in range(lanes)]
 
 
-def test_the_order_is_made_of_rows_seed_and_epoch_alone() -> None:
-    first = epoch_order(100, 3, 5)
+def test_the_order_is_made_of_the_groups_seed_epoch_and_lanes_alone() -> None:
+    groups = [10] * 20
+    first = sequence(make(groups, seed=3), 5)
     np.random.seed(0)
-    assert (epoch_order(100, 3, 5) == first).all()
-    others = [epoch_order(100, 4, 5), epoch_order(100, 3, 6), epoch_order(100, 5, 3), np.arange(100)]
-    assert not any((other == first).all() for other in others)
+    assert (sequence(make(groups, seed=3), 5) == first).all()
+    others = [sequence(make(groups, seed=4), 5), sequence(make(groups, seed=3), 6), sequence(make(groups, lanes=5), 5)]
+    assert not any((other == first).all() for other in [*others, np.arange(200)])
 
 
-@settings(deadline=None)
-@given(st.integers(1, 6), st.sampled_from([1, 2, 3]), st.integers(1, 300))
-def test_the_rows_behind_a_step_are_the_same_on_any_number_of_ranks(forwards: int, micro: int, rows: int) -> None:
-    size = forwards * micro * max(WORLDS)
-    for step in epoch(rows, size):
-        for world in WORLDS:
-            dealt = deal(step, lengths(rows), world, micro)
-            assert dealt.shape == (size // (world * micro), world, micro)
-            assert sorted(dealt.ravel()) == sorted(step)
+@pytest.mark.parametrize(("rows", "size", "steps"), [(1, 8, 1), (7, 8, 1), (8, 8, 1), (9, 8, 2), (64, 8, 8)])
+def test_an_epoch_has_as_many_steps_as_hold_its_rows(rows: int, size: int, steps: int) -> None:
+    assert make([rows]).steps(size) == steps
 
 
-@settings(deadline=None)
-@given(st.integers(1, 300))
-def test_pairs_of_one_forward_are_neighbours_in_length_over_all_ranks(rows: int) -> None:
-    size, known = 48, lengths(rows)
-    for step in epoch(rows, size):
-        for world in WORLDS:
-            dealt = deal(step, known, world, 48 // (2 * world) if world < 8 else 3)
-            flat = np.where(dealt == FILL, 0, known[dealt]).ravel()
-            assert (np.diff(flat) <= 0).all()  # longest first, filling last
+def test_every_row_group_is_read_about_once() -> None:
+    order = make([100] * 1000, lanes=16, window=64)
+    epoch = order.epoch(0)
+    reads = Counter(piece.group for lane in range(16) for window, _ in epoch.windows(lane) for piece in window.pieces)
+    assert len(reads) == 1000
+    assert reads.total() <= 1000 + 2 * 16  # a group between two lanes is read by both
+    held = [
+        sum(len(w.pieces) for w in windows)
+        for windows in zip(*([w for w, _ in epoch.windows(lane)] for lane in range(16)), strict=True)
+    ]
+    assert max(held) <= 64 * 1.1 + 2 * 16  # what all lanes hold at a time
 
 
-def test_dealing_pairs_of_equal_length_keeps_their_order() -> None:
-    step = np.array([4, 2, 0, 3, 1, 5, FILL, FILL])
-    assert deal(step, np.full(6, 7), 2, 2).tolist() == [[[4, 2], [0, 3]], [[1, 5], [FILL, FILL]]]
+def test_160_million_rows_for_512_ranks_from_the_manifest_alone() -> None:
+    """All windows of all lanes tile all row groups; each rank of 512 has a lane of its own."""
+    order = Order(Mixture(np.full(160_000, 1000), {}), 0, 512, 2048)
+    epoch = order.epoch(0)
+    pieces = []
+    for lane in range(512):
+        found = epoch.pieces(lane)
+        assert sum(piece.stop - piece.start for piece in found) == epoch.lane_rows(lane) == 312_500
+        pieces += [(piece.group, piece.start, piece.stop) for piece in found]
+    pieces.sort()
+    assert len({group for group, _, _ in pieces}) == 160_000
+    for (group, _, stop), (after, start, _) in pairwise([(-1, 0, 1000), *pieces, (160_000, 0, 0)]):
+        assert (start == stop) if group == after else (start == 0 and stop == 1000)
+    window, passed = next(epoch.windows(511, 200_000))  # in the middle of the epoch
+    assert sorted(window.order) == list(range(len(window.order)))
+    assert 0 <= passed < len(window.order) <= 6 * 1000
 
 
-def test_dealing_by_hand() -> None:
-    # lengths by row: 5, 1, 9, 3, 7; the step holds rows 1 4 2 and a filling
-    known = np.array([5, 1, 9, 3, 7])
-    assert deal(np.array([1, 4, 2, FILL]), known, 2, 1).tolist() == [[[2], [4]], [[1], [FILL]]]
-    assert deal(np.array([1, 4, 2, FILL]), known, 1, 2).tolist() == [[[2, 4]], [[1, FILL]]]
+# How well it is mixed, against a true shuffle. The set is sorted by task, as `cappy label` writes it.
+
+
+def composition(rows: Ints, task: Ints, size: int) -> NDArray[np.float64]:
+    """Variance over the steps of each task's count, as a multiple of a true shuffle's (binomial)."""
+    steps = len(rows) // size
+    by_step = task[rows[: steps * size]].reshape(steps, size)
+    share = np.bincount(task) / len(task)
+    counts = np.stack([(by_step == number).sum(axis=1) for number in range(len(share))])
+    variance: NDArray[np.float64] = counts.var(axis=1) / (size * share * (1 - share))
+    return variance
+
+
+@pytest.mark.parametrize(("rows", "size", "mean", "most"), [
+    (6_000, 32, 1.1, 2.0),
+    (300_000, 256, 1.0, 1.5),
+    (2_000_000, 256, 1.1, 2.0),
+    (2_000_000, 1024, 1.7, 4.0),
+])  # fmt: skip
+def test_every_step_has_about_the_mixture_of_the_whole(rows: int, size: int, mean: float, most: float) -> None:
+    """The claim of the docs: as even as a true shuffle, or not much less (for tasks of 0.5% and more)."""
+    shares = np.random.default_rng(0).dirichlet(np.full(39, 2.0))
+    task = np.sort(np.random.default_rng(1).choice(39, rows, p=shares))
+    order = Order(Mixture([1000] * (rows // 1000), {}), 0, 64, 256)
+    found = composition(sequence(order), task, size)[shares > 0.005]
+    assert found.mean() < mean
+    assert found.max() < most
+    sorted_ones = composition(np.arange(rows), task, size)[shares > 0.005]
+    assert sorted_ones.mean() > 20 * mean  # the measure tells
+
+
+def test_a_row_comes_at_any_time_of_an_epoch_with_equal_probability() -> None:
+    """Chi-squared of the tenths in which rows come over 400 seeds; 99.9% of 9 degrees of freedom is 27.9."""
+    rows, seeds = 2000, 400
+    positions = np.empty((seeds, rows), np.int64)
+    for seed in range(seeds):
+        positions[seed, sequence(make([20] * 100, lanes=4, window=16, seed=seed))] = np.arange(rows)
+    tenth = positions * 10 // rows
+    counts = np.stack([(tenth == number).sum(axis=0) for number in range(10)])  # [tenths, rows]
+    statistic = ((counts - seeds / 10) ** 2 / (seeds / 10)).sum(axis=0)
+    assert statistic.mean() == pytest.approx(9, rel=0.05)
+    assert (statistic > 27.9).mean() < 0.004
+
+
+def test_neighbours_on_disk_are_no_more_often_in_a_step_than_a_lane_makes_them() -> None:
+    """Pairs of one example stand side by side; a step of 64 out of windows of 320 rows may join them by chance only."""
+    rows, size, together = 6400, 64, 0
+    for seed in range(60):
+        position = np.empty(rows, np.int64)
+        position[sequence(make([20] * 320, lanes=8, window=16, seed=seed))] = np.arange(rows)
+        together += int((position[:-1] // size == position[1:] // size).sum())
+    share = together / (60 * (rows - 1))
+    # Neighbours are in the same group and so window (of 2 groups, 40 rows of a lane) with 19 in 20; a step takes 8 of it.
+    assert share == pytest.approx(19 / 20 * 7 / 39, rel=0.1)

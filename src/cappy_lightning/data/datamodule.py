@@ -1,208 +1,162 @@
 """The LightningDataModule: instances from Parquet shards to batches named by the optimizer step."""
 
-import itertools
-import os
-import signal
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from cappy_lightning.data.order import FILL, deal, epoch_order, step_rows, steps_per_epoch
-from cappy_lightning.data.shards import read_manifest, read_table
+from cappy_lightning.config import BatchConfig, DataConfig
+from cappy_lightning.data.mixture import Mixture
+from cappy_lightning.data.order import Order
+from cappy_lightning.data.reading import RowGroups, iterate
+from cappy_lightning.data.shards import Manifest, read_manifest
+from cappy_lightning.data.stream import EvaluationStream, TrainingStream
+from cappy_lightning.errors import InputError
 from cappy_lightning.scorer.encoding import PairEncoder
-
-Batch = dict[str, Tensor]
-
-
-class _Instances:
-    """A table of instances with what batching needs to know of each row."""
-
-    def __init__(self, directories: Sequence[Path]) -> None:
-        table = read_table([read_manifest(directory) for directory in directories])
-        self.instruction, self.response = table["instruction"], table["response"]
-        self.score = torch.from_numpy(table["score"].to_numpy().copy())
-        # Characters stand for tokens where only the order of lengths matters.
-        self.lengths = _characters(table["instruction"]) + _characters(table["response"])
-        pairs = zip(table["task"].to_pylist(), table["example_id"].to_pylist(), strict=True)
-        numbers: dict[tuple[str, str], int] = {}
-        self.example = torch.tensor([numbers.setdefault(pair, len(numbers)) for pair in pairs])
-
-    def __len__(self) -> int:
-        return len(self.score)
-
-    def pairs(self, most: int | None = None) -> list[tuple[str, str]]:
-        """The first `most` (instruction, response), or all of them, in order."""
-        columns = (column.slice(0, most).to_pylist() for column in (self.instruction, self.response))
-        return list(zip(*columns, strict=True))
-
-    def batch(self, rows: NDArray[np.int64], encoder: PairEncoder) -> Batch:
-        """Encode some rows; a row that is `FILL` becomes the first instance with weight 0."""
-        real = rows != FILL
-        rows = np.where(real, rows, 0)
-        take = pa.array(rows)
-        pairs = encoder.encode(self.instruction.take(take).to_pylist(), self.response.take(take).to_pylist())
-        return {
-            **encoder.pad(pairs),
-            "score": self.score[rows],
-            "weight": torch.from_numpy(real.astype(np.float32)),
-            "example": self.example[rows],
-            "cut": torch.tensor([pair.cut for pair in pairs]) * torch.from_numpy(real),
-        }
-
-
-def _characters(column: pa.ChunkedArray) -> NDArray[np.int64]:
-    lengths: NDArray[np.int64] = pc.utf8_length(column).to_numpy().astype(np.int64)
-    return lengths
-
-
-class _TrainingStream(IterableDataset[Batch]):
-    """The micro batches of one rank, from step `first` to the last step of the training.
-
-    Each batch also carries `real`: how many of its step's pairs, over all ranks, are not filling.
-    """
-
-    def __init__(
-        self,
-        data: _Instances,
-        encoder: PairEncoder,
-        sizes: tuple[int, int],
-        seed: int,
-        steps: range,
-        rank: int,
-        world: int,
-    ) -> None:
-        self.data, self.encoder, self.seed, self.steps, self.rank, self.world = data, encoder, seed, steps, rank, world
-        self.global_size, self.micro_size = sizes
-
-    def __iter__(self) -> Iterator[Batch]:
-        worker = get_worker_info()
-        mine = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        for rows, real in itertools.islice(self._micro_batches(), mine[0], None, mine[1]):
-            yield self.data.batch(rows, self.encoder) | {"real": torch.tensor(real)}
-
-    def _micro_batches(self) -> Iterator[tuple[NDArray[np.int64], int]]:
-        per_epoch = steps_per_epoch(len(self.data), self.global_size)
-        for epoch, steps in itertools.groupby(self.steps, key=lambda step: step // per_epoch):
-            order = epoch_order(len(self.data), self.seed, epoch)
-            for step in steps:
-                rows = step_rows(order, step % per_epoch, self.global_size)
-                for forward in deal(rows, self.data.lengths, self.world, self.micro_size):
-                    yield forward[self.rank], int((rows != FILL).sum())
-
-
-class _ValidationRows(IterableDataset[Batch]):
-    """All instances in order, each on exactly one rank, with the same number of forwards on every rank."""
-
-    def __init__(self, data: _Instances, encoder: PairEncoder, size: int, rank: int, world: int) -> None:
-        self.data, self.encoder, self.size, self.rank, self.world = data, encoder, size, rank, world
-
-    def __iter__(self) -> Iterator[Batch]:
-        count = -(-len(self.data) // (self.size * self.world)) * self.size * self.world
-        rows = np.pad(np.arange(len(self.data)), (0, count - len(self.data)), constant_values=FILL)
-        for forward in rows.reshape(-1, self.world, self.size):
-            yield self.data.batch(forward[self.rank], self.encoder)
 
 
 class CappyDataModule(pl.LightningDataModule):
-    """Weakly labelled pairs from directories of Parquet shards, streamed in batches.
+    """Weakly labelled pairs, streamed from directories of Parquet shards.
 
-    The rows lie in memory; their order and the batches are made as they are needed.
-
-    Its state is how many optimizer steps' instances were consumed; a resumed training goes on with the
-    very next instance.
+    Memory holds `data.window` row groups, over all ranks, whatever the size of the set. Its state is where in the
+    order the training stands; a resumed one goes on with the very next instance, on any number of
+    ranks that divides the lanes.
 
     Args:
-        train: directories with training instances.
-        validation: directories with validation instances.
+        train: paths or URLs of the directories with training instances.
+        validation: of those with validation instances.
+        test: of those with test instances.
         encoder: how pairs become tokens.
-        global_size: pairs per optimizer step over all ranks.
-        micro_size: pairs per rank and forward.
-        validation_size: pairs per rank and forward in validation.
+        batch: the `batch` section of the config.
+        data: the `data` section: lanes, window, caps, weights, workers and on_error.
         seed: of the order.
-        workers: loader processes per rank.
 
     Raises:
-        InputError: shards that are missing, damaged or of another schema.
+        InputError: manifests that cannot be read, or caps and weights that match no task.
     """
 
     def __init__(
         self,
-        train: Sequence[Path],
-        validation: Sequence[Path],
+        train: Sequence[str],
+        validation: Sequence[str],
         encoder: PairEncoder,
+        batch: BatchConfig,
+        data: DataConfig,
         *,
-        global_size: int,
-        micro_size: int,
-        validation_size: int,
         seed: int,
-        workers: int = 0,
+        test: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        self.train, self.encoder, self.seed, self.workers = _Instances(train), encoder, seed, workers
-        self.validation = _Instances(validation)
-        self.global_size, self.micro_size, self.validation_size = global_size, micro_size, validation_size
+        self.train, self.validation, self.test = (
+            [read_manifest(directory) for directory in side] for side in (train, validation, test)
+        )
+        self.encoder, self.batch, self.data = encoder, batch, data
+        groups = RowGroups(self.train)
+        tasks = groups.tasks() if data.caps or data.weights else {}
+        mixture = Mixture(groups.rows, tasks, data.caps, data.weights)
+        self.order = Order(mixture, seed, data.lanes, data.window)
+        #: Optimizer steps of the whole training.
         self.total_steps = self.steps_per_epoch
         self._first_step = 0
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps of one pass over the training instances."""
-        return steps_per_epoch(len(self.train), self.global_size)
+        return self.order.steps(self.batch.global_size)
 
-    def train_dataloader(self) -> DataLoader[Batch]:
-        """The micro batches of this rank from the first step that was not consumed yet."""
+    def validation_pairs(self, most: int) -> list[tuple[str, str]]:
+        """The first validation pairs, (instruction, response), at most so many."""
+        found: list[tuple[str, str]] = []
+        for table in iterate(self.validation):
+            columns = (table[name].slice(0, most - len(found)).to_pylist() for name in ("instruction", "response"))
+            found += zip(*columns, strict=True)
+            if len(found) >= most:
+                break
+        return found
+
+    def train_dataloader(self) -> TrainingStream:
+        """The micro batches of this rank from the first step that was not consumed yet.
+
+        Raises:
+            InputError: the number of ranks does not divide the lanes.
+        """
         trainer = self._trainer()
-        stream = _TrainingStream(
-            self.train,
+        if self.order.lanes % trainer.world_size:
+            raise InputError(
+                "data.lanes",
+                f"is {self.order.lanes}, expected a multiple of the number of ranks ({trainer.world_size})",
+            )
+        return TrainingStream(
+            RowGroups(self.train),
+            self.order,
             self.encoder,
-            (self.global_size, self.micro_size),
-            self.seed,
-            range(self._first_step, self.total_steps),
-            trainer.global_rank,
-            trainer.world_size,
+            global_size=self.batch.global_size,
+            micro_size=self.batch.micro_size,
+            steps=range(self._first_step, self.total_steps),
+            rank=trainer.global_rank,
+            world=trainer.world_size,
+            workers=self.data.workers,
+            skip_errors=self.data.on_error == "skip",
+            pin=type(trainer.accelerator).__name__ == "CUDAAccelerator",
         )
-        return self._loader(stream)
 
-    def val_dataloader(self) -> DataLoader[Batch]:
+    def val_dataloader(self) -> EvaluationStream:
         """Every validation instance once, in order."""
+        return self._evaluation(self.validation)
+
+    def test_dataloader(self) -> EvaluationStream:
+        """Every test instance once, in order."""
+        return self._evaluation(self.test)
+
+    def _evaluation(self, manifests: Sequence[Manifest]) -> EvaluationStream:
         trainer = self._trainer()
-        size, rank, world = self.validation_size, trainer.global_rank, trainer.world_size
-        return DataLoader(_ValidationRows(self.validation, self.encoder, size, rank, world), batch_size=None)
+        size, skip = self.batch.validation_size, self.data.on_error == "skip"
+        return EvaluationStream(RowGroups(manifests), self.encoder, size, trainer.global_rank, trainer.world_size, skip)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the training stands. Checkpoints are taken at step boundaries, so steps say it all."""
-        return {"consumed_steps": self._trainer().global_step, "global_size": self.global_size}
+        step = self._trainer().global_step
+        epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
+        within = min(self.order.rows, step_of_epoch * self.batch.global_size)
+        return {
+            "step": step,
+            "epoch": epoch,
+            "step_of_epoch": step_of_epoch,
+            "instances": epoch * self.order.rows + within,
+            "order": self._described(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue after the steps that were consumed."""
-        self._first_step = int(state["consumed_steps"])
+        """Continue after the steps that were consumed.
+
+        Raises:
+            InputError: the checkpoint belongs to another order of instances.
+        """
+        for name, value in self._described().items():
+            if (theirs := state["order"].get(name)) != value:
+                raise InputError(
+                    "checkpoint", f"was made with {name} {theirs}, expected {value}: another order of instances"
+                )
+        self._first_step = int(state["step"])
+
+    def _described(self) -> dict[str, Any]:
+        """What the order of the instances is made of."""
+        digest = hashlib.sha256()
+        for manifest in self.train:
+            for shard in manifest.shards:
+                digest.update(shard.sha256.encode())
+        return {
+            "data.lanes": self.order.lanes,
+            "data.window": self.order.window,
+            "data.caps": dict(self.data.caps),
+            "data.weights": dict(self.data.weights),
+            "seed": self.order.seed,
+            "batch.global_size": self.batch.global_size,
+            "shards (SHA-256)": digest.hexdigest(),
+        }
 
     def _trainer(self) -> pl.Trainer:
         if self.trainer is None:
             raise RuntimeError("the data module has no trainer yet")
         return self.trainer
-
-    def _loader(self, dataset: IterableDataset[Batch]) -> DataLoader[Batch]:
-        accelerator = self._trainer().accelerator
-        pin = type(accelerator).__name__ == "CUDAAccelerator"
-        return DataLoader(
-            dataset, batch_size=None, num_workers=self.workers, pin_memory=pin, worker_init_fn=prepare_worker
-        )
-
-
-def prepare_worker(number: int) -> None:
-    """Set up a loader process, forked from one that has threads and that decides when to stop."""
-    # Ctrl-C and SLURM's signals reach all processes; the main one still finishes its step.
-    for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, signal.SIG_IGN)
-    # The tokenizer's threads did not come along, and waiting for them never ends.
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -2,9 +2,13 @@
 
 A directory holds `shard-00000.parquet ...` and `manifest.json`:
 
-    {"schema_version": 1, "rows": 120, "shards": [{"file", "rows", "row_groups", "sha256"}],
+    {"schema_version": 2, "rows": 120,
+     "shards": [{"file", "rows", "row_groups": [rows of each], "bytes", "sha256",
+                 "tasks": {task: [rows in each group]}}],
      "score_histogram": [10 counts over [0, 1]], "origins": {origin: rows}, "tasks": {task: rows},
      "made_by": {...}}
+
+Version 2 added the sizes and the tasks of the row groups: from the manifest alone follows what a training reads when.
 """
 
 import hashlib
@@ -20,14 +24,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cappy_lightning.data.locations import join, open_location, readable
 from cappy_lightning.errors import InputError
-from cappy_lightning.files import atomic_path, find_parts, write_json
+from cappy_lightning.files import atomic_path, find_part_names, write_json
 from cappy_lightning.records import Instance
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
-#: Rows of a shard, and of a row group in it.
-SHARD_ROWS, GROUP_ROWS = 100_000, 5_000
+#: Rows of a shard, and of a row group in it: small groups mix better, and cost hardly more to read.
+SHARD_ROWS, GROUP_ROWS = 100_000, 1_000
 SCHEMA = pa.schema(
     [
         ("instruction", pa.string()),
@@ -41,12 +46,24 @@ SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class Manifest:
-    """What a directory of shards holds; `directory` is where it was read."""
+class ShardEntry:
+    """What a manifest says of a shard; `row_groups` are rows, `tasks` the rows of each task in each of the groups."""
 
-    directory: Path
+    file: str
     rows: int
-    shards: tuple[dict[str, Any], ...]
+    row_groups: tuple[int, ...]
+    bytes: int
+    sha256: str
+    tasks: dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a directory of shards holds; `location` is the path or URL where it was read."""
+
+    location: str
+    rows: int
+    shards: tuple[ShardEntry, ...]
     made_by: dict[str, Any]
 
 
@@ -79,15 +96,19 @@ def write_shard(rows: Sequence[Instance], directory: Path, number: int, group_ro
     """Write one shard, and give its entry for the manifest, with its counts by score, origin and task."""
     path = directory / f"shard-{number:05d}.parquet"
     columns = {name: [getattr(row, name) for row in rows] for name in SCHEMA.names}
-    pq.write_table(pa.table(columns, schema=SCHEMA), path, row_group_size=group_rows, compression="zstd")
+    table = pa.table(columns, schema=SCHEMA)
+    pq.write_table(table, path, row_group_size=group_rows, compression="zstd", write_page_checksum=True)
+    starts = range(0, len(rows), group_rows)
+    by_group = [Counter(columns["task"][start : start + group_rows]) for start in starts]
     return {
         "file": path.name,
         "rows": len(rows),
-        "row_groups": [min(group_rows, len(rows) - start) for start in range(0, len(rows), group_rows)],
+        "row_groups": [min(group_rows, len(rows) - start) for start in starts],
+        "bytes": path.stat().st_size,
         "sha256": _sha256(path),
+        "tasks": {task: [group[task] for group in by_group] for task in dict.fromkeys(columns["task"])},
         "score_histogram": np.histogram(columns["score"], bins=10, range=(0, 1))[0].tolist(),
         "origins": dict(Counter(columns["origin"])),
-        "tasks": dict(Counter(columns["task"])),
     }
 
 
@@ -95,14 +116,14 @@ def write_manifest(directory: Path, shards: Sequence[dict[str, Any]], made_by: d
     """Write the manifest of a directory whose shards are all there."""
     totals: dict[str, Counter[str]] = {"origins": Counter(), "tasks": Counter()}
     for shard in shards:
-        for name, counts in totals.items():
-            counts.update(shard[name])
+        totals["origins"].update(shard["origins"])
+        totals["tasks"].update({task: sum(counts) for task, counts in shard["tasks"].items()})
     write_json(
         directory / MANIFEST,
         {
             "schema_version": SCHEMA_VERSION,
             "rows": sum(shard["rows"] for shard in shards),
-            "shards": [{name: shard[name] for name in ("file", "rows", "row_groups", "sha256")} for shard in shards],
+            "shards": [{name: shard[name] for name in ShardEntry.__dataclass_fields__} for shard in shards],
             "score_histogram": [sum(counts) for counts in zip(*(s["score_histogram"] for s in shards), strict=True)],
             **{name: dict(counts.most_common()) for name, counts in totals.items()},
             "made_by": made_by,
@@ -110,91 +131,67 @@ def write_manifest(directory: Path, shards: Sequence[dict[str, Any]], made_by: d
     )
 
 
-def find_directories(path: Path) -> list[Path]:
-    """The directories of instances at a path: itself, or the parts in it, all of which must be there.
+def find_directories(location: str) -> list[str]:
+    """The directories of instances at a path or URL: itself, or the parts in it, all of which must be there.
 
     Parts without any instance are passed over.
 
     Raises:
         InputError: there is none, or a part is missing.
     """
-    if (path / MANIFEST).is_file():
-        return [path]
-    if not path.is_dir() or not (parts := find_parts(path)):
-        raise InputError(path, f"has no {MANIFEST}, expected a directory of instances")
+    with readable(location):
+        files, path = open_location(location)
+        if files.isfile(join(path, MANIFEST)):
+            return [location]
+        names = [Path(entry).name for entry in files.ls(path, detail=False)] if files.isdir(path) else []
+    parts = [join(location, part) for part in find_part_names(names, location)]
+    if not parts:
+        raise InputError(location, f"has no {MANIFEST}, expected a directory of instances")
     filled = [part for part in parts if read_manifest(part, empty=True).rows]
     if not filled:
-        raise InputError(path, "has no instance in any of its parts")
+        raise InputError(location, "has no instance in any of its parts")
     return filled
 
 
-def read_manifest(directory: Path, *, empty: bool = False) -> Manifest:
-    """Read and check a directory's manifest, and that its shards are there.
+def read_manifest(location: str | Path, *, empty: bool = False) -> Manifest:
+    """Read a directory's manifest.
 
     Args:
-        directory: the directory.
+        location: path or URL of the directory.
         empty: whether it may be without any row, as a part can be.
 
     Raises:
-        InputError: no manifest, another schema version, no rows, or a shard that is missing.
+        InputError: no manifest, another schema version, or no rows.
     """
-    path = directory / MANIFEST
+    path = join(str(location), MANIFEST)
+    with readable(path):
+        files, inner = open_location(path)
+        text = files.cat_file(inner)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        version, rows, shards = content["schema_version"], content["rows"], tuple(content["shards"])
-        files = [directory / shard["file"] for shard in shards]
-        total = sum(shard["rows"] for shard in shards if shard["sha256"])
-    except OSError as error:
-        raise InputError(path, f"cannot be read ({error.strerror}), expected a directory of instances") from None
-    except (ValueError, KeyError, TypeError):
+        content = json.loads(text)
+        version, rows = content["schema_version"], content["rows"]
+        if version == SCHEMA_VERSION:
+            shards = tuple(_entry(shard) for shard in content["shards"])
+            if not all(sum(shard.row_groups) == shard.rows for shard in shards):
+                raise ValueError
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(path, "is no manifest of instances") from None
     if version != SCHEMA_VERSION:
-        raise InputError(path, f"has schema version {version!r}, expected {SCHEMA_VERSION}")
-    if total != rows:
-        raise InputError(path, f"counts {rows} rows, but its shards hold {total}")
+        raise InputError(
+            path, f"has schema version {version!r}, expected {SCHEMA_VERSION}; `cappy label` makes it anew"
+        )
+    if sum(shard.rows for shard in shards) != rows:
+        raise InputError(path, f"counts {rows} rows, but its shards hold {sum(shard.rows for shard in shards)}")
     if not rows and not empty:
         raise InputError(path, "counts no rows, expected at least one instance")
-    for file in files:
-        if not file.is_file():
-            raise InputError(file, f"is missing, expected by {path}")
-    return Manifest(directory, rows, shards, dict(content.get("made_by") or {}))
+    return Manifest(str(location), rows, shards, dict(content.get("made_by") or {}))
 
 
-def read_table(manifests: Sequence[Manifest]) -> pa.Table:
-    """All rows of some directories as one table, in the order of the manifests.
-
-    Raises:
-        InputError: a shard that cannot be read, has other columns or rows, or a score outside [0, 1].
-    """
-    return pa.concat_tables([_read_shard(m, shard) for m in manifests for shard in m.shards])
-
-
-def _read_shard(manifest: Manifest, shard: dict[str, Any]) -> pa.Table:
-    path = manifest.directory / shard["file"]
-    try:
-        if _sha256(path) != shard["sha256"]:
-            raise InputError(path, "has changed since it was written, expected the SHA-256 of its manifest")
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(path, f"is no readable Parquet file ({error})") from None
-    missing = [name for name in SCHEMA.names if name not in table.column_names]
-    if missing:
-        raise InputError(path, f"column '{missing[0]}' is missing")
-    table = table.select(SCHEMA.names)
-    if table.num_rows != shard["rows"]:
-        raise InputError(path, f"has {table.num_rows} rows, expected {shard['rows']} by its manifest")
-    try:
-        table = table.cast(SCHEMA)
-    except pa.ArrowException as error:
-        raise InputError(path, f"columns have other types than instances ({error})") from None
-    for name in SCHEMA.names:
-        if table[name].null_count:
-            raise InputError(path, f"column '{name}' has empty cells, expected a value in every row")
-    scores = table["score"].to_numpy()
-    bad = np.flatnonzero(~((scores >= 0) & (scores <= 1)))
-    if bad.size:
-        raise InputError(f"{path}: row {bad[0] + 1}", f"score is {scores[bad[0]]}, expected a number from 0 to 1")
-    return table
+def _entry(shard: dict[str, Any]) -> ShardEntry:
+    groups, tasks = tuple(map(int, shard["row_groups"])), {str(k): tuple(v) for k, v in shard["tasks"].items()}
+    if not all(len(counts) == len(groups) for counts in tasks.values()):
+        raise ValueError
+    return ShardEntry(str(shard["file"]), int(shard["rows"]), groups, int(shard["bytes"]), str(shard["sha256"]), tasks)
 
 
 def _sha256(path: Path) -> str:

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cappy_lightning.config import Config
+from cappy_lightning.data.reading import iterate
 from cappy_lightning.data.shards import find_directories, read_manifest
-from cappy_lightning.errors import InputError
 from cappy_lightning.inspection.findings import (
     SCORE_BINS,
     SHOWN,
@@ -37,23 +36,18 @@ def inspect_instances(paths: Sequence[Path], config: Config) -> Findings:
     Raises:
         InputError: a directory or shard that cannot be read.
     """
-    manifests = [read_manifest(directory) for path in paths for directory in find_directories(path)]
+    manifests = [read_manifest(directory) for path in paths for directory in find_directories(str(path))]
     encoder = open_encoder(config.scorer)
     rows: Counter[tuple[str, str]] = Counter()  # by task and origin
     sums: dict[tuple[str, str], float] = defaultdict(float)
     zeros: Counter[tuple[str, str]] = Counter()
     histogram = np.zeros(SCORE_BINS, dtype=np.int64)
     drawn = Drawn()
-    for manifest in manifests:
-        for shard in manifest.shards:
-            path = manifest.directory / shard["file"]
-            try:
-                for batch in pq.ParquetFile(path).iter_batches(batch_size=20_000):
-                    _count(batch, rows, sums, zeros)
-                    histogram += count_scores(batch["score"].to_numpy())
-                    drawn.add(batch.take(pa.array(drawn.offer(len(batch)), pa.int64())).to_pylist())
-            except (pa.ArrowException, OSError, KeyError) as error:
-                raise InputError(path, f"is no readable shard of instances ({error})") from None
+    for table in iterate(manifests):
+        for batch in table.to_batches():
+            _count(batch, rows, sums, zeros)
+            histogram += count_scores(batch["score"].to_numpy())
+            drawn.add(batch.take(pa.array(drawn.offer(len(batch)), pa.int64())).to_pylist())
     findings = Findings(", ".join(map(str, paths)))
     total = rows.total()
     tasks = list(dict.fromkeys(task for task, _ in rows))

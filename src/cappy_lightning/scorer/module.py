@@ -11,7 +11,7 @@ from cappy_lightning.config import OptimizerConfig
 from cappy_lightning.scorer.metrics import validation_metrics
 from cappy_lightning.scorer.model import Scorer
 
-_NOT_INPUTS = ("score", "weight", "example", "cut", "real")
+_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 class CappyModule(pl.LightningModule):
@@ -36,11 +36,11 @@ class CappyModule(pl.LightningModule):
         #: Scores and true scores of the last validation round, for the calibration plot.
         self.last_validation: tuple[Tensor, Tensor] | None = None
 
-    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+    def forward(self, batch: dict[str, Any]) -> Tensor:
         """Logits of a batch, [pairs]."""
-        return self.scorer.logits({name: tensor for name, tensor in batch.items() if name not in _NOT_INPUTS})
+        return self.scorer.logits({name: batch[name] for name in _INPUTS if name in batch})
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """The loss of one forward, scaled so that accumulated and averaged it is the mean of the step.
 
         Lightning divides by the number of accumulated forwards, and DDP and DeepSpeed average over
@@ -54,12 +54,22 @@ class CappyModule(pl.LightningModule):
         loss: Tensor = errors.sum() * forwards / batch["real"]
         return loss
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Collect one batch, filling too: a forward is a matter of all ranks under ZeRO-3."""
         self._round.append((self(batch), batch["score"], batch["weight"], batch["example"]))
 
+    test_step = validation_step
+
     def on_validation_epoch_end(self) -> None:
-        """Log the metrics of all ranks' pairs; every rank has the same number of them, filling included."""
+        """Log the metrics of all ranks' pairs as `validation/...`."""
+        self.last_validation = self._end_round("validation")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics of all ranks' pairs as `test/...`."""
+        self._end_round("test")
+
+    def _end_round(self, name: str) -> tuple[Tensor, Tensor]:
+        """Every rank has the same number of pairs, filling included. Gives scores and true scores, [pairs]."""
         own = tuple(torch.cat(parts) for parts in zip(*self._round, strict=True))
         self._round.clear()
         everyone: Any = self.all_gather(own)
@@ -68,8 +78,8 @@ class CappyModule(pl.LightningModule):
         logits, targets = logits[real], targets[real]
         scores = self.scorer.scores(logits)
         values = validation_metrics(logits, scores, targets, examples[real])
-        self.log_dict({f"validation/{name}": value for name, value in values.items()}, rank_zero_only=False)
-        self.last_validation = (scores, targets)
+        self.log_dict({f"{name}/{metric}": value for metric, value in values.items()}, rank_zero_only=False)
+        return scores, targets
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the frozen base out of checkpoints: it is built again from where it came."""

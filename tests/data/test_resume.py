@@ -1,0 +1,166 @@
+"""A training that is killed again and again, on changing numbers of ranks, sees each instance when an undisturbed one does."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from safetensors.torch import load_file
+
+from cappy_lightning import Cappy
+from cappy_lightning.data.shards import write_instances
+from cappy_lightning.records import Instance
+
+ROWS, SIZE = 1003, 16
+#: A small encoder with random weights: what matters is the data.
+SETTINGS = (
+    "conf/smoke.yaml",
+    "scorer.max_length=32",
+    "scorer.config={model_type: bert, hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2,"
+    " intermediate_size: 64, vocab_size: 30522, max_position_embeddings: 64}",
+    "finetune.mode=full",
+    "data.pool=[]",
+    "data.max_train=null",
+    "data.max_validation=null",
+    f"batch.global_size={SIZE}",
+    "batch.micro_size=4",
+    "data.lanes=8",
+    "data.window=8",
+    "data.validation_fraction=0.2",
+    "optimizer.learning_rate=1e-3",
+    "optimizer.warmup=0.1",
+    "trainer.checkpoint_every=3",
+    "trainer.validations=2",
+)
+
+
+@pytest.fixture(scope="module")
+def instances(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("instances")
+    rows = [
+        Instance(f"what is {n}?", f"{n} " * (n % 9 + 1), n / 2048, "given", f"t{n // 300}", str(n)) for n in range(ROWS)
+    ]
+    write_instances(rows, directory / "train", {}, shard_rows=300, group_rows=50)
+    write_instances(rows[:60], directory / "validation", {})
+    return directory
+
+
+def command(record: Path, run_dir: Path, instances: Path, *words: str) -> list[str]:
+    record.mkdir(exist_ok=True)
+    data = (f"data.instances={instances / 'train'}", f"data.validation_instances={instances / 'validation'}")
+    script = [sys.executable, "tests/data/record_run.py", str(record), "conf/pretrain.yaml"]
+    return [*script, *SETTINGS, *data, f"run_dir={run_dir}", *words]
+
+
+def finish(record: Path, run_dir: Path, instances: Path, *words: str) -> None:
+    line = command(record, run_dir, instances, *words)
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def steps_ended(record: Path) -> int:
+    file = record / "rank-0.jsonl"
+    return file.read_bytes().count(b'"ended": true') if file.exists() else 0
+
+
+def kill_after(steps: int, record: Path, run_dir: Path, instances: Path, *words: str) -> None:
+    """Start the run and kill its whole group when so many steps more were trained."""
+    before = steps_ended(record)
+    process = subprocess.Popen(
+        command(record, run_dir, instances, *words),
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 300
+    while steps_ended(record) < before + steps:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def steps_of_rank(file: Path) -> dict[int, list[tuple[int, list[float]]]]:
+    """For every step, each time that a rank trained it to its end: the number of ranks, and its rows."""
+    found: dict[int, list[tuple[int, list[float]]]] = defaultdict(list)
+    rows: list[float] = []
+    step = None
+    for line in file.read_text().splitlines():
+        entry = json.loads(line)
+        if entry["step"] != step:  # a new step, or the first after a kill
+            rows, step = [], entry["step"]
+        rows += entry["rows"]
+        if entry["ended"]:
+            found[entry["step"]].append((entry["world"], rows))
+            step = None
+    return found
+
+
+def instances_of_steps(record: Path) -> dict[int, list[list[float]]]:
+    """For every step, the rows behind it over all ranks, each time that it was trained."""
+    first, *others = (steps_of_rank(file) for file in sorted(record.iterdir()))
+    found: dict[int, list[list[float]]] = defaultdict(list)
+    for step, times in first.items():
+        shares = [rows for other in others for _, rows in other.get(step, [])]
+        for world, rows in times:
+            if world == 1:
+                found[step].append(rows)
+            elif shares:  # else the kill came before the second rank had noted its own
+                found[step].append(rows + shares.pop(0))
+    return found
+
+
+@pytest.mark.parametrize(("kills", "epochs"), [(2, 1), pytest.param(20, 4, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_on_changing_numbers_of_ranks_every_step_has_the_instances_of_an_undisturbed_run(
+    instances: Path, tmp_path: Path, kills: int, epochs: int, workers: int
+) -> None:
+    if workers and kills < 20:
+        pytest.skip("the short round does without loader processes; `make soak` has them")
+    words = (f"trainer.epochs={epochs}", "trainer.max_steps=null", "scorer.dropout=0.0", f"data.workers={workers}")
+    finish(tmp_path / "whole", tmp_path / "run-whole", instances, *words)
+    expected = {step: sorted(rows) for step, (rows,) in instances_of_steps(tmp_path / "whole").items()}
+    per_epoch = -(-ROWS // SIZE)
+    assert len(expected) == per_epoch * epochs
+    seen = [row for step in range(per_epoch) for row in expected[step]]
+    assert sorted(seen) == sorted(np.float32(n / 2048) for n in range(ROWS))
+    generator = random.Random(workers)
+    most = per_epoch * epochs // kills - 2
+    for number in range(kills):
+        ranks = (2, 1)[number % 2]
+        kill_after(
+            generator.randint(3, most),
+            tmp_path / "killed",
+            tmp_path / "run",
+            instances,
+            *words,
+            f"trainer.devices={ranks}",
+        )
+    finish(tmp_path / "killed", tmp_path / "run", instances, *words, "trainer.devices=2")
+    for step, times in instances_of_steps(tmp_path / "killed").items():
+        for rows in times:
+            assert sorted(rows) == expected[step]
+    assert set(instances_of_steps(tmp_path / "killed")) == set(expected)
+    pairs = [(f"what is {n}?", str(n)) for n in range(50)]
+    mine, theirs = (Cappy.from_pretrained(tmp_path / name / "model").score(pairs) for name in ("run", "run-whole"))
+    assert np.abs(mine - theirs).max() < 1e-6
+    print(f"{kills} kills, {workers} workers: largest difference of a score {np.abs(mine - theirs).max():.1e}")
+
+
+@pytest.mark.soak
+def test_one_process_killed_20_times_with_dropout_ends_with_bit_equal_weights(instances: Path, tmp_path: Path) -> None:
+    words = ("trainer.epochs=4", "trainer.max_steps=null", "scorer.dropout=0.1", "data.workers=2")
+    finish(tmp_path / "whole", tmp_path / "run-whole", instances, *words)
+    generator = random.Random(0)
+    for _ in range(20):
+        kill_after(generator.randint(3, 10), tmp_path / "killed", tmp_path / "run", instances, *words)
+    finish(tmp_path / "killed", tmp_path / "run", instances, *words)
+    mine, theirs = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("run", "run-whole"))
+    assert all((mine[name] == theirs[name]).all() for name in theirs)
