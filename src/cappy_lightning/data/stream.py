@@ -102,7 +102,7 @@ class _Share(IterableDataset[Any]):
                             _Lane(epoch, lane, stream.groups, start, stream.skip_errors)
                             for lane, start in zip(numbers, before, strict=True)
                         ]
-                    tables = [lane.take(b - a) for lane, a, b in zip(lanes, before, after, strict=True)]
+                    tables = [lane.take(b - a) for lane, a, b in zip(lanes, before, after, strict=True) if b > a]
                     positions = [
                         lane + order.lanes * i
                         for lane, a, b in zip(numbers, before, after, strict=True)
@@ -171,7 +171,8 @@ class TrainingStream:
                     raise share
                 rows += share
             rows.sort(key=lambda row: (-len(row.pair.ids), row.position))
-            rows += [_filling(self.encoder)] * (own - len(rows))
+            if len(rows) < own:
+                rows += [_filling(self.encoder)] * (own - len(rows))
             real = min(self.global_size, self.order.rows - step % per_epoch * self.global_size)
             for start in range(0, own, self.micro_size):
                 batch = _collate(self.encoder, rows[start : start + self.micro_size]) | {"real": real}
