@@ -28,6 +28,11 @@ OUT_OF_RANGE = {
     "data.max_validation": ["0"],
     "label.mismatches": ["-1"],
     "data.workers": ["-1"],
+    "data.lanes": ["0", "-4"],
+    "data.window": ["63"],
+    "data.on_error": ["ignore"],
+    "data.caps": ["{'a': -1}"],
+    "data.weights": ["{'a': -0.5}"],
     "backbone.template": ["'Question:'"],
     "backbone.shots": ["-1"],
     "backbone.max_tokens": ["0"],
@@ -110,3 +115,13 @@ def test_the_step_is_a_whole_number_of_forwards_on_all_ranks(size: int, devices:
     load_config([*world, f"batch.global_size={3 * forward}"])
     if forward > 1:
         assert f"expected a multiple of {forward} (" in refusal(*world, f"batch.global_size={3 * forward + 1}")
+
+
+def test_ranks_that_do_not_divide_the_lanes_are_refused() -> None:
+    message = refusal("conf/quickstart.yaml", "trainer.devices=3", "batch.global_size=24", "batch.micro_size=8")
+    assert message == "data.lanes: is 64, expected a multiple of the number of ranks (3)"
+
+
+@pytest.mark.parametrize("key", ["data.validation_instances", "data.test_instances"])
+def test_held_out_instances_without_training_instances_are_refused(key: str) -> None:
+    assert refusal(SOURCE, f"{key}=[x]") == f"{key}: stands without data.instances, expected both"

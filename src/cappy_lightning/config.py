@@ -370,7 +370,7 @@ def check_config(config: Config) -> None:
     expect(data.workers >= 0, "data.workers", "0 or more")
     expect(all(cap >= 0 for cap in data.caps.values()), "data.caps", "numbers of 0 or more")
     expect(all(0 <= weight < math.inf for weight in data.weights.values()), "data.weights", "factors of 0 or more")
-    expect(data.window >= 1, "data.window", "at least 1")
+    expect(data.window >= data.lanes, "data.window", f"at least data.lanes ({data.lanes})")
     expect(data.on_error in ("stop", "skip"), "data.on_error", "stop or skip")
     expect(data.lanes >= 1, "data.lanes", "at least 1")
     _check_backbone(backbone, expect)

@@ -5,6 +5,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -42,14 +43,14 @@ class RowGroups:
 
     def tasks(self) -> Mapping[str, tuple[NDArray[np.int64], NDArray[np.int64]]]:
         """For each task the groups that have rows of it, and how many rows each, as `Mixture` takes them."""
-        found: dict[str, tuple[list[int], list[int]]] = {}
+        found: dict[str, tuple[list[Any], list[Any]]] = {}
         for first, (_, shard) in zip(self._first.tolist(), self._shards, strict=False):
             for task, counts in shard.tasks.items():
                 groups, rows = found.setdefault(task, ([], []))
-                filled = [number for number, count in enumerate(counts) if count]
-                groups += [first + number for number in filled]
-                rows += [counts[number] for number in filled]
-        return {task: (np.array(groups, np.int64), np.array(rows, np.int64)) for task, (groups, rows) in found.items()}
+                filled = np.flatnonzero(counts)
+                groups.append(first + filled)
+                rows.append(counts[filled].astype(np.int64))
+        return {task: (np.concatenate(groups), np.concatenate(rows)) for task, (groups, rows) in found.items()}
 
     def read(self, group: int, columns: Sequence[str]) -> pa.Table:
         """Some columns of a row group.

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from cappy_lightning.data.locations import join, open_location, readable
 from cappy_lightning.errors import InputError
@@ -45,16 +46,19 @@ SCHEMA = pa.schema(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ShardEntry:
-    """What a manifest says of a shard; `row_groups` are rows, `tasks` the rows of each task in each of the groups."""
+    """What a manifest says of a shard; `row_groups` are rows, `tasks` the rows of each task in each of the groups.
+
+    The latter are arrays, because a set of 160 million instances has millions of such numbers.
+    """
 
     file: str
     rows: int
     row_groups: tuple[int, ...]
     bytes: int
     sha256: str
-    tasks: dict[str, tuple[int, ...]]
+    tasks: dict[str, NDArray[np.int32]]
 
 
 @dataclass(frozen=True)
@@ -188,8 +192,9 @@ def read_manifest(location: str | Path, *, empty: bool = False) -> Manifest:
 
 
 def _entry(shard: dict[str, Any]) -> ShardEntry:
-    groups, tasks = tuple(map(int, shard["row_groups"])), {str(k): tuple(v) for k, v in shard["tasks"].items()}
-    if not all(len(counts) == len(groups) for counts in tasks.values()):
+    groups = tuple(map(int, shard["row_groups"]))
+    tasks = {str(task): np.array(counts, dtype=np.int32) for task, counts in shard["tasks"].items()}
+    if not all(counts.shape == (len(groups),) for counts in tasks.values()):
         raise ValueError
     return ShardEntry(str(shard["file"]), int(shard["rows"]), groups, int(shard["bytes"]), str(shard["sha256"]), tasks)
 

@@ -24,8 +24,8 @@ from cappy_lightning.scorer.encoding import EncodedPair, PairEncoder
 #: and `counts` (of this forward) are plain numbers, which need no device.
 Batch = dict[str, Any]
 
-_TEXTS = ("instruction", "response", "score")
-_EMPTY = pa.schema([SCHEMA.field(name) for name in _TEXTS]).empty_table()
+_COLUMNS = ("instruction", "response", "score")
+_EMPTY = pa.schema([SCHEMA.field(name) for name in _COLUMNS]).empty_table()
 
 
 @dataclass(frozen=True)
@@ -63,17 +63,17 @@ class _Lane:
         counts = self._epoch.kept.counts(piece.group, piece.number)
         whole = not counts or sum(counts.values()) == self._groups.rows[piece.group]
         try:
-            table = self._groups.read(piece.group, _TEXTS if whole else (*_TEXTS, "task"))
+            table = self._groups.read(piece.group, _COLUMNS if whole else (*_COLUMNS, "task"))
         except InputError:
             if not self._skip:
                 raise
-            return pa.table({name: pa.nulls(piece.stop - piece.start, SCHEMA.field(name).type) for name in _TEXTS})
+            return pa.table({name: pa.nulls(piece.stop - piece.start, SCHEMA.field(name).type) for name in _COLUMNS})
         rows = np.arange(piece.start, piece.stop)
         if not whole:
             tasks = np.array(table["task"].to_pylist(), dtype=object)
             seed = [self._epoch.order.seed, self._epoch.number, 3, piece.group, piece.number]
             rows = choose_rows(tasks, counts, seed)[rows]
-        return table.select(list(_TEXTS)).take(pa.array(rows))  # a copy, which does not hold the rest
+        return table.select(list(_COLUMNS)).take(pa.array(rows))  # a copy, which does not hold the rest
 
 
 class _Share(IterableDataset[Any]):
@@ -109,7 +109,7 @@ class _Share(IterableDataset[Any]):
                         for i in range(a, b)
                     ]
                     table = pa.concat_tables([_EMPTY, *tables])
-                    yield _encode(stream.encoder, positions, *(table[name].to_pylist() for name in _TEXTS))
+                    yield _encode(stream.encoder, positions, *(table[name].to_pylist() for name in _COLUMNS))
         except InputError as error:
             yield error
 
@@ -205,7 +205,7 @@ class EvaluationStream:
         rows = self._rows()
         for _ in range(self.batches):
             found = list(itertools.islice(rows, self.size))
-            columns = ([row[name] for row in found] for name in _TEXTS)
+            columns = ([row[name] for row in found] for name in _COLUMNS)
             encoded = _encode(self.encoder, range(len(found)), *columns)
             examples = [example_number(row["task"], row["example_id"]) for row in found]
             missing = self.size - len(encoded)
