@@ -119,6 +119,18 @@ class RunCheckpoint(pl.Callback):
             torch.distributed.all_gather_object(states, state)
         return {"random_states": states}
 
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Make Lightning's count of forwards that of this number of ranks and this micro batch.
+
+        It decides by this count where a step ends, and would else take what another number of ranks left behind.
+        """
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        shift = checkpoint["global_step"] * trainer.accumulate_grad_batches - progress["current"]["ready"]
+        for counts in (progress["total"], progress["current"]):
+            counts.update({name: count + shift for name, count in counts.items()})
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the random states until the first forward."""
         self._random_states = state_dict["random_states"]

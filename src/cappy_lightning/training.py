@@ -61,7 +61,8 @@ def _fit(config: Config, run: RunDir) -> int:
     _quiet_lightning()
     data = prepare(config, run.path / "instances")
     if rank() == 0:
-        verify([read_manifest(directory) for directory in (*data.train, *data.validation, *data.test)])
+        manifests = [read_manifest(directory) for directory in (*data.train, *data.validation, *data.test)]
+        verify(manifests, skip_errors=config.data.on_error == "skip")
     pl.seed_everything(config.seed, workers=True, verbose=False)
     scorer = build_scorer(config.scorer)
     total = sum(p.numel() for p in scorer.model.parameters())

@@ -1,7 +1,9 @@
 """Which instance comes when: on any number of ranks, from any step, and how well it is mixed."""
 
+import json
 from collections import Counter
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ from numpy.typing import NDArray
 
 from cappy_lightning.data.mixture import Mixture
 from cappy_lightning.data.order import Order, lane_share
+from cappy_lightning.data.reading import RowGroups
+from cappy_lightning.data.shards import MANIFEST, read_manifest
 
 Ints = NDArray[np.int64]
 GROUPS = st.lists(st.integers(1, 30), min_size=1, max_size=12)
@@ -93,9 +97,12 @@ def test_every_row_group_is_read_about_once() -> None:
     assert max(held) <= 64 * 1.1 + 2 * 16  # what all lanes hold at a time
 
 
-def test_160_million_rows_for_512_ranks_from_the_manifest_alone() -> None:
-    """All windows of all lanes tile all row groups; each rank of 512 has a lane of its own."""
-    order = Order(Mixture(np.full(160_000, 1000), {}), 0, 512, 2048)
+def test_160_million_rows_for_512_ranks_from_the_manifest_alone(tmp_path: Path) -> None:
+    """1,600 shards that are not there: the pieces of all lanes tile all row groups, on any number of ranks."""
+    shard = {"rows": 100_000, "row_groups": [1000] * 100, "bytes": 1, "sha256": "0", "tasks": {"t": [1000] * 100}}
+    shards = [shard | {"file": f"shard-{number:05d}.parquet"} for number in range(1600)]
+    (tmp_path / MANIFEST).write_text(json.dumps({"schema_version": 2, "rows": 160_000_000, "shards": shards}))
+    order = Order(Mixture(RowGroups([read_manifest(tmp_path)]).rows, {}), 0, 512, 2048)
     epoch = order.epoch(0)
     pieces = []
     for lane in range(512):
@@ -109,6 +116,10 @@ def test_160_million_rows_for_512_ranks_from_the_manifest_alone() -> None:
     window, passed = next(epoch.windows(511, 200_000))  # in the middle of the epoch
     assert sorted(window.order) == list(range(len(window.order)))
     assert 0 <= passed < len(window.order) <= 6 * 1000
+    for step in (0, 77_777, order.steps(1024) - 1):
+        shares = [lane_share((step + 1) * 1024, lane, 512) - lane_share(step * 1024, lane, 512) for lane in range(512)]
+        for world in (1, 2, 8, 64, 512):
+            assert {sum(shares[rank::world]) for rank in range(world)} == {1024 // world}
 
 
 # How well it is mixed, against a true shuffle. The set is sorted by task, as `cappy label` writes it.

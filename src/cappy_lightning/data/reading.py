@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from cappy_lightning.data.locations import is_url, join, open_location, readable
 from cappy_lightning.data.shards import SCHEMA, Manifest, ShardEntry
 from cappy_lightning.errors import InputError
-from cappy_lightning.progress import Ticker
+from cappy_lightning.progress import Ticker, say
 
 #: Shards that a reader keeps open.
 OPEN_SHARDS = 32
@@ -108,11 +108,15 @@ def iterate(manifests: Sequence[Manifest]) -> Iterator[pa.Table]:
         yield groups.read(group, SCHEMA.names)
 
 
-def verify(manifests: Sequence[Manifest]) -> None:
+def verify(manifests: Sequence[Manifest], skip_errors: bool = False) -> None:
     """Check all shards against their manifests: there, of the right size, content, columns, rows and range of scores.
 
     Of local files every byte is read, for the SHA-256; of others the size and the Parquet footer. Of all of them the
     pages' checksums are checked as the training reads them.
+
+    Args:
+        manifests: of the directories.
+        skip_errors: whether to say what is wrong instead of raising it.
 
     Raises:
         InputError: the first shard, in order, that is not what its manifest says.
@@ -122,8 +126,13 @@ def verify(manifests: Sequence[Manifest]) -> None:
         ThreadPoolExecutor(min(8, len(shards))) as pool,
         Ticker("checking shards", len(shards)) as ticker,
     ):
-        for _ in pool.map(lambda entry: _verify_shard(*entry), shards):
+        for problem in pool.map(_problem, shards):
             ticker.advance(1)
+            if problem and not skip_errors:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise problem
+            if problem:
+                say(f"{problem}; what of it cannot be read is skipped")
 
 
 def _open_shard(path: str, shard: ShardEntry) -> pq.ParquetFile:
@@ -142,6 +151,14 @@ def _open_shard(path: str, shard: ShardEntry) -> pq.ParquetFile:
         return pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=is_url(path))
     except (pa.ArrowException, OSError) as error:
         raise InputError(path, f"is no readable Parquet file ({error})") from None
+
+
+def _problem(entry: tuple[str, ShardEntry]) -> InputError | None:
+    try:
+        _verify_shard(*entry)
+    except InputError as error:
+        return error
+    return None
 
 
 def _verify_shard(path: str, shard: ShardEntry) -> None:
