@@ -48,16 +48,14 @@ def make_shards(directory: Path, rows: int) -> None:
 
 def ours(directory: Path) -> Iterator[Any]:
     """`CappyDataModule`'s stream."""
-    from cappy_lightning.config import ScorerConfig
     from cappy_lightning.data.mixture import Mixture
     from cappy_lightning.data.order import Order
     from cappy_lightning.data.reading import RowGroups
     from cappy_lightning.data.shards import read_manifest
     from cappy_lightning.data.stream import TrainingStream
     from cappy_lightning.scorer.encoding import PairEncoder
-    from cappy_lightning.scorer.model import load_tokenizer
 
-    encoder = PairEncoder(load_tokenizer(ScorerConfig()), 256, "left", True)
+    encoder = PairEncoder(_tokenizer(), 256, "left", True)
     yield None  # the tokenizer is there
     groups = RowGroups([read_manifest(directory)])
     order = Order(Mixture(groups.rows, {}), 0, 64, 256)

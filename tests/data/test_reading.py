@@ -7,21 +7,14 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hand_shards import INSTANCES, refusal
 
 from cappy_lightning.data.reading import RowGroups, read_table, verify
 from cappy_lightning.data.shards import MANIFEST, SCHEMA, find_directories, read_manifest, write_instances
-from cappy_lightning.errors import InputError
-from cappy_lightning.records import ORIGINS, Instance
-
-INSTANCES = [
-    Instance(f"instruction {n}\nü😀", f"response {n}", n / 16, ORIGINS[n % 5], f"task {n % 3}", f"example {n // 2}")
-    for n in range(17)
-]
 
 
 @pytest.fixture
@@ -29,13 +22,6 @@ def written(tmp_path: Path) -> Path:
     """Shards of 7, 7 and 3 rows, in groups of 3."""
     write_instances(INSTANCES, tmp_path / "written", {"by": "test"}, shard_rows=7, group_rows=3)
     return tmp_path / "written"
-
-
-def refusal(read: Callable[[], Any]) -> str:
-    with pytest.raises(InputError) as error:
-        read()
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 def check(directory: Path) -> None:

@@ -52,9 +52,9 @@ class CappyDataModule(pl.LightningDataModule):
             [read_manifest(directory) for directory in side] for side in (train, validation, test)
         )
         self.encoder, self.batch, self.data = encoder, batch, data
-        groups = RowGroups(self.train)
-        tasks = groups.tasks() if data.caps or data.weights else {}
-        mixture = Mixture(groups.rows, tasks, data.caps, data.weights)
+        self._groups = RowGroups(self.train)
+        tasks = self._groups.tasks() if data.caps or data.weights else {}
+        mixture = Mixture(self._groups.rows, tasks, data.caps, data.weights)
         self.order = Order(mixture, seed, data.lanes, data.window)
         #: Optimizer steps of the whole training.
         self.total_steps = self.steps_per_epoch
@@ -88,7 +88,7 @@ class CappyDataModule(pl.LightningDataModule):
                 f"is {self.order.lanes}, expected a multiple of the number of ranks ({trainer.world_size})",
             )
         return TrainingStream(
-            RowGroups(self.train),
+            self._groups,
             self.order,
             self.encoder,
             global_size=self.batch.global_size,
