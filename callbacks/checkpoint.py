@@ -1,6 +1,5 @@
 """Checkpoints at optimizer-step boundaries: now and then, at the end, and when a signal asks."""
 
-import re
 import signal
 from pathlib import Path
 from types import FrameType
@@ -9,11 +8,11 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.distributed
+from cappy_lightning.callbacks.results import Results
 from lightning.pytorch.trainer.states import TrainerFn
 
+from cappy_lightning.checkpoints import checkpoint_name, checkpoint_step
 from cappy_lightning.files import remove
-
-_NAME = re.compile(r"step-(\d+)\.ckpt")
 
 
 class Stopped(Exception):
@@ -25,7 +24,9 @@ class Stopped(Exception):
 
 
 class RunCheckpoint(pl.Callback):
-    """Keeps the latest checkpoint of a run in a directory. Must be the last callback of the list.
+    """Keeps the latest checkpoint of a run and that of the best validation round.
+
+    Must be the last callback of the list.
 
     SIGINT and SIGTERM only set a flag: the step in progress is finished on all ranks, saved, and the
     training ends with `Stopped`. Saving inside a handler can leave one rank in a barrier and another in
@@ -39,24 +40,15 @@ class RunCheckpoint(pl.Callback):
         every: optimizer steps between checkpoints.
         total_steps: the last step, which is saved too.
         validate_every: optimizer steps between validation rounds.
+        results: which knows the best round.
     """
 
-    def __init__(self, directory: Path, every: int, total_steps: int, validate_every: int) -> None:
-        self.directory, self.every, self.total_steps, self.validate_every = (
-            directory,
-            every,
-            total_steps,
-            validate_every,
-        )
+    def __init__(self, directory: Path, every: int, total_steps: int, validate_every: int, results: Results) -> None:
+        self.directory, self.results = directory, results
+        self.every, self.total_steps, self.validate_every = every, total_steps, validate_every
         self._asked: signal.Signals | None = None
         self._previous: dict[signal.Signals, Any] = {}
         self._random_states: list[dict[str, torch.Tensor]] | None = None
-
-    @staticmethod
-    def latest(directory: Path) -> Path | None:
-        """The checkpoint with the highest step, or None."""
-        found = [(int(match[1]), path) for path in directory.glob("*") if (match := _NAME.fullmatch(path.name))]
-        return max(found)[1] if found else None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put our handlers in the place of Lightning's, which communicate from inside the handler."""
@@ -103,7 +95,8 @@ class RunCheckpoint(pl.Callback):
     def _end_step(self, trainer: pl.Trainer) -> None:
         step = trainer.global_step
         stop = self._any_rank_asked(trainer)
-        if stop or step % self.every == 0 or step >= self.total_steps:
+        best = self.results.best_step == step
+        if stop or best or step % self.every == 0 or step >= self.total_steps:
             self._save(trainer, step)
         if stop:
             raise Stopped(stop)
@@ -147,12 +140,14 @@ class RunCheckpoint(pl.Callback):
         return signal.Signals(highest) if highest else None
 
     def _save(self, trainer: pl.Trainer, step: int) -> None:
-        path, partial = self.directory / f"step-{step}.ckpt", self.directory / f"step-{step}.partial"
+        path, partial = self.directory / checkpoint_name(step), self.directory / f"step-{step}.partial"
         trainer.save_checkpoint(partial)
+        trainer.strategy.barrier("every shard is written")
         if trainer.is_global_zero:
             remove(path)
             partial.rename(path)
+            kept = {step, self.results.best_step}
             for other in self.directory.iterdir():
-                if other != path:
+                if checkpoint_step(other) not in kept:
                     remove(other)
         trainer.strategy.barrier("checkpoint")

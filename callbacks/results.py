@@ -21,6 +21,9 @@ from cappy_lightning.selection.report import metric_title
 
 REPORT = "report.json"
 
+#: The metric, lower being better, by which one validation round is better than another.
+BEST_BY = "validation/mse"
+
 Floats = NDArray[np.float64]
 
 
@@ -38,6 +41,7 @@ class Results(pl.Callback):
         self.validations: dict[str, list[tuple[int, float]]] = {}
         #: Of the training pairs of all ranks: the sums of the batches' counts.
         self.counts: Counter[str] = Counter()
+        #: Metrics of the test instances, named `test/...`.
         self.tests: dict[str, float] = {}
         #: Of this rank and step so far.
         self._loss, self._own = 0.0, Counter[str]()
@@ -69,9 +73,16 @@ class Results(pl.Callback):
         for name, value in values.items():
             self.validations.setdefault(name, []).append((step, value))
 
-    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note the metrics of the test instances."""
-        self.tests = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("test/")}
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Those of the last validation round."""
+        return {name: points[-1][1] for name, points in self.validations.items()}
+
+    @property
+    def best_step(self) -> int | None:
+        """The step of the validation round with the lowest MSE so far; of equal ones the first."""
+        rounds = self.validations.get(BEST_BY)
+        return min(rounds, key=lambda point: point[1])[0] if rounds else None
 
     def state_dict(self) -> dict[str, Any]:
         """The curve so far."""
@@ -92,7 +103,9 @@ class Results(pl.Callback):
             report: the selection report, None where there are no pools.
             facts: numbers to put into `metrics.json` beside the metrics.
         """
-        metrics = {name: points[-1][1] for name, points in self.validations.items()} | self.tests | facts
+        metrics = self.metrics | self.tests | facts
+        if self.best_step is not None:
+            metrics |= {"best/step": self.best_step, "best/mse": min(value for _, value in self.validations[BEST_BY])}
         if self.losses:
             metrics |= {"train/loss": self.losses[-1][1], "train/steps": self.losses[-1][0]}
             _save(learning_curve(self.losses, self.validations), self.run_dir / "learning_curve.png")

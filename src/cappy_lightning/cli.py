@@ -144,6 +144,38 @@ def _parser() -> argparse.ArgumentParser:
     _scorer_options(select, "POOL.jsonl")
     select.add_argument("config", nargs="*", metavar="[label.key=value ...]", help="what the report judges by")
     select.set_defaults(run=_select)
+
+    export = commands.add_parser(
+        "export",
+        help="turn a run, a checkpoint or a scorer into an adapter, a model directory or ONNX",
+        formatter_class=raw,
+        description="What is written is loaded back and compared before it counts. A run gives its latest checkpoint;\n"
+        "directories with the shards of ZeRO need neither GPUs nor as many processes as have written them.\n\n"
+        "  cappy export runs/quickstart -o adapter\n"
+        "  cappy export runs/pretrain/checkpoints/step-5000.ckpt -o model\n"
+        "  cappy export runs/quickstart/adapter -o merged --as model\n"
+        "  cappy export btan2/cappy-large -o onnx --as onnx",
+    )
+    export.add_argument("source", metavar="SOURCE", help="run directory, checkpoint, adapter, saved scorer, hub name")
+    export.add_argument("-o", "--out", required=True, metavar="DIRECTORY")
+    export.add_argument(
+        "--as",
+        dest="kind",
+        choices=("adapter", "model", "onnx"),
+        help="default: what the run exports itself; model: one model, adapters merged into it",
+    )
+    export.set_defaults(run=_export)
+
+    memory = commands.add_parser(
+        "memory",
+        help="estimate the memory that a recipe needs on each device",
+        formatter_class=raw,
+        description="Builds the model without its weights and counts what a step keeps.\n\n"
+        "  cappy memory conf/pretrain.yaml conf/gpu.yaml conf/zero2.yaml trainer.devices=8",
+    )
+    memory.add_argument("config", nargs="*", metavar="RECIPE.yaml [OVERLAY.yaml ...] [key=value ...]")
+    memory.add_argument("--json", action="store_true", help="print one JSON object")
+    memory.set_defaults(run=_memory)
     return parser
 
 
@@ -160,7 +192,12 @@ def _scorer_options(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("input", nargs="?", default="-", metavar=what, help="input file; - or nothing: standard input")
     parser.add_argument("-o", "--out", default="-", metavar="OUT.jsonl", help="output file; default: standard output")
     parser.add_argument("--scorer", required=True, help="a saved scorer, an adapter, or a hub name")
-    parser.add_argument("--adapter", help="an adapter to put onto the scorer")
+    parser.add_argument(
+        "--adapter",
+        action="append",
+        metavar="[TASK=]ADAPTER",
+        help='an adapter to put onto the scorer; several, each with its task: the rows\' "task" says which',
+    )
     parser.add_argument(
         "--activation", choices=("sigmoid", "identity"), help="for scorers that do not say it themselves"
     )
@@ -248,11 +285,12 @@ def _score(options: argparse.Namespace) -> int:
     from cappy_lightning.records import pair_from_row
     from cappy_lightning.scorer.cappy import Cappy
 
-    cappy = Cappy.from_pretrained(options.scorer, options.adapter, activation=options.activation)
+    cappy = Cappy.from_pretrained(options.scorer, _adapters(options.adapter), activation=options.activation)
     rows = read_jsonl(options.input)
     with _output(options.out) as stream:
         while chunk := list(islice(rows, 4096)):
-            logits = cappy.logits([pair_from_row(row, where) for where, row in chunk])
+            tasks = [row.get("task") for _, row in chunk]
+            logits = cappy.logits([pair_from_row(row, where) for where, row in chunk], tasks)
             for (_, row), logit, score in zip(chunk, logits.tolist(), cappy.to_scores(logits).tolist(), strict=True):
                 stream.write(to_line({**row, "score": score, "logit": logit}))
     return 0
@@ -267,7 +305,7 @@ def _select(options: argparse.Namespace) -> int:
     from cappy_lightning.sources.jsonl import read_pools
 
     label = load_config([*options.config, *_NO_SOURCE]).label
-    cappy = Cappy.from_pretrained(options.scorer, options.adapter, activation=options.activation)
+    cappy = Cappy.from_pretrained(options.scorer, _adapters(options.adapter), activation=options.activation)
     pools, seen = tee(read_pools(options.input, labelled=False))
     judged, selections = [], []
     with _output(options.out) as stream:
@@ -283,6 +321,36 @@ def _select(options: argparse.Namespace) -> int:
             print_report(make_report(judged, selections, label=label), Console(stderr=True))
         except InputError as error:  # the selections are as good without it
             say(f"no report: {error}")
+    return 0
+
+
+def _adapters(words: list[str] | None) -> str | dict[str, str] | None:
+    """One adapter for all rows, or several by task."""
+    named = {task: path for task, equals, path in (word.partition("=") for word in words or ()) if equals}
+    if words and not named and len(words) == 1:
+        return words[0]
+    if len(named) != len(words or ()):
+        raise InputError("--adapter", f"is {' '.join(words or ())}, expected one, or TASK=ADAPTER for each task")
+    return named or None
+
+
+def _export(options: argparse.Namespace) -> int:
+    from cappy_lightning.export import export_any
+
+    out = Path(options.out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(out, "exists already, expected a new or empty directory")
+    kind = export_any(options.source, out, options.kind)
+    say(f"exported and verified: {out} ({kind})")
+    print(out)
+    return 0
+
+
+def _memory(options: argparse.Namespace) -> int:
+    config = load_config([*options.config, *_NO_SOURCE])
+    from cappy_lightning.memory import estimate, print_estimate
+
+    print_estimate(estimate(config), options.json)
     return 0
 
 

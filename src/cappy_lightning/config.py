@@ -54,8 +54,11 @@ class FinetuneConfig:
     """Which weights are trained."""
 
     mode: str = key(
-        "full", "full (every weight; exports model/) or lora (LoRA on the encoder plus the head; exports adapter/)"
+        "full",
+        "full (every weight; exports model/), or what exports adapter/: lora (LoRA on the encoder, and the head), head,"
+        " layers (the last layers of the encoder, and the head)",
     )
+    layers: int = key(2, "mode=layers: how many layers of the encoder, counted from the head")
     lora_rank: int = key(16, "Rank of the LoRA matrices")
     lora_alpha: int = key(32, "LoRA scale: updates are multiplied by lora_alpha / lora_rank")
     lora_dropout: float = key(0.0, "Dropout before the LoRA matrices")
@@ -172,6 +175,9 @@ class OptimizerConfig:
     learning_rate: float = key(2e-5, "Peak learning rate")
     weight_decay: float = key(0.0, "Decoupled weight decay; never on biases and LayerNorm")
     warmup: float = key(0.1, "Share of the steps in which the learning rate rises from 0; then it falls to 0")
+    layer_decay: float = key(
+        1.0, "The learning rate of a layer is that of the next one above, beginning with the head, times this"
+    )
 
 
 @dataclass
@@ -185,7 +191,17 @@ class TrainerConfig:
     accelerator: str = key("auto", "Lightning accelerator: auto, cpu, gpu")
     devices: int = key(1, "Processes (GPUs) per node")
     nodes: int = key(1, "Nodes")
-    strategy: str = key("auto", "Lightning strategy: auto, ddp")
+    strategy: str = key(
+        "auto",
+        "auto (ddp for more than one process), ddp, or DeepSpeed's zero1, zero2, zero3 (AdamW's state, gradients too,"
+        " parameters too are divided among the ranks); may change where a run continues",
+    )
+    offload: bool = key(False, "zero1 to zero3: keep optimizer states, with zero3 parameters too, in the host's memory")
+    zero3_persistence: int = key(100_000, "zero3: parameters of at most so many numbers stay whole on every rank")
+    activation_checkpointing: bool = key(
+        False, "Compute the activations of a layer again in the backward pass instead of keeping them"
+    )
+    compile: bool = key(False, "torch.compile the encoder: minutes at the start, then faster steps on a GPU")
     precision: str = key("32-true", "Lightning precision: 32-true, bf16-mixed")
     gradient_clip: float | None = key(None, "Largest gradient norm; null: not clipped")
 
@@ -197,6 +213,9 @@ class Config:
     name: str = key("run", "Short name; the default run directory is made of it")
     run_dir: str = key("runs/${name}", "Everything the run writes; the same command on it again continues")
     seed: int = key(11111, "Training seed: new head, dropout, order of the instances")
+    push_to_hub: str | None = key(
+        None, "Repository (NAME or USER/NAME) that the export is uploaded to at the end; token from $HF_TOKEN"
+    )
     scorer: ScorerConfig = section(ScorerConfig)
     finetune: FinetuneConfig = section(FinetuneConfig)
     data: DataConfig = section(DataConfig)
@@ -340,9 +359,12 @@ def check_config(config: Config) -> None:
     expect(scorer.truncate_instruction in ("left", "right"), "scorer.truncate_instruction", "left or right")
     expect(scorer.max_length >= 8, "scorer.max_length", "at least 8 tokens")
     expect(scorer.dropout is None or 0 <= scorer.dropout < 1, "scorer.dropout", "a share from 0 to below 1, or null")
-    expect(finetune.mode in ("full", "lora"), "finetune.mode", "full or lora")
-    if finetune.mode == "lora" and scorer.tokenizer and not scorer.random_weights:
-        raise InputError("scorer.tokenizer", "stands beside finetune.mode=lora, but an adapter takes its base's own")
+    expect(finetune.mode in ("full", "lora", "head", "layers"), "finetune.mode", "full, lora, head or layers")
+    if finetune.mode != "full" and scorer.tokenizer and not scorer.random_weights:
+        raise InputError(
+            "scorer.tokenizer", f"stands beside finetune.mode={finetune.mode}, but an adapter takes its base's own"
+        )
+    expect(finetune.layers >= 1, "finetune.layers", "at least 1")
     expect(finetune.lora_rank >= 1, "finetune.lora_rank", "at least 1")
     expect(finetune.lora_alpha >= 1, "finetune.lora_alpha", "at least 1")
     expect(0 <= finetune.lora_dropout < 1, "finetune.lora_dropout", "a share from 0 to below 1")
@@ -391,12 +413,22 @@ def check_config(config: Config) -> None:
     expect(0 < optimizer.learning_rate < math.inf, "optimizer.learning_rate", "a number above 0")
     expect(optimizer.weight_decay >= 0, "optimizer.weight_decay", "0 or more")
     expect(0 <= optimizer.warmup <= 1, "optimizer.warmup", "a share from 0 to 1")
+    expect(0 < optimizer.layer_decay <= 1, "optimizer.layer_decay", "a factor above 0, at most 1")
     expect(0 < trainer.epochs < math.inf, "trainer.epochs", "a number above 0")
     expect(trainer.max_steps is None or trainer.max_steps >= 1, "trainer.max_steps", "at least 1")
     expect(trainer.validations >= 1, "trainer.validations", "at least 1")
     expect(trainer.checkpoint_every >= 1, "trainer.checkpoint_every", "at least 1")
     expect(trainer.accelerator in ("auto", "cpu", "gpu"), "trainer.accelerator", "auto, cpu or gpu")
-    expect(trainer.strategy in ("auto", "ddp"), "trainer.strategy", "auto or ddp")
+    strategies = ("auto", "ddp", "zero1", "zero2", "zero3")
+    expect(trainer.strategy in strategies, "trainer.strategy", f"one of {', '.join(strategies)}")
+    zero = trainer.strategy.startswith("zero")
+    expect(zero or not trainer.offload, "trainer.offload", "it only beside trainer.strategy=zero1, zero2 or zero3")
+    expect(
+        not trainer.compile or trainer.strategy != "zero3",
+        "trainer.compile",
+        "false beside trainer.strategy=zero3, which swaps parameters in and out between the layers",
+    )
+    expect(trainer.zero3_persistence >= 0, "trainer.zero3_persistence", "0 or more")
     expect(trainer.precision in ("32-true", "bf16-mixed"), "trainer.precision", "32-true or bf16-mixed")
     expect(trainer.gradient_clip is None or trainer.gradient_clip > 0, "trainer.gradient_clip", "above 0, or null")
 

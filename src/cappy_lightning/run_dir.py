@@ -22,6 +22,12 @@ _FREE = (
     "run_dir",
     "trainer.devices",
     "trainer.nodes",
+    "trainer.strategy",
+    "trainer.offload",
+    "trainer.zero3_persistence",
+    "trainer.activation_checkpointing",
+    "trainer.compile",
+    "push_to_hub",
     "batch.micro_size",
     "batch.validation_size",
     "data.workers",
@@ -37,6 +43,7 @@ _PACKAGES = (
     "transformers",
     "tokenizers",
     "peft",
+    "deepspeed",
     "torchmetrics",
     "rouge-score",
     "rapidfuzz",
@@ -94,7 +101,7 @@ class RunDir:
     def commit(self) -> None:
         """Write the config, once the data are there: a mistyped path leaves no claim on the directory."""
         if self._lock and not (self.path / CONFIG).exists():
-            write_json(self.path / VERSIONS, _versions())
+            write_json(self.path / VERSIONS, versions())
             write_text(self.path / CONFIG, OmegaConf.to_yaml(OmegaConf.create(_escaped(self._config))))
 
     def _refuse_other_files(self) -> None:
@@ -152,7 +159,8 @@ def _differences(theirs: dict[str, Any], mine: dict[str, Any]) -> list[str]:
     return found
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Python, platform, and the packages on which results depend."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
     for package in _PACKAGES:
         try:

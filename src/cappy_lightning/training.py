@@ -1,5 +1,6 @@
 """The job behind `train.py`: prepare, train, export, evaluate, print."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -11,30 +12,33 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer import Trainer
 from rich.console import Console
 
-from cappy_lightning.callbacks import AdapterExport, ModelExport, Results, RunCheckpoint, StepProgress, Stopped
+from cappy_lightning.callbacks import Export, Results, RunCheckpoint, StepProgress, Stopped
 from cappy_lightning.callbacks.results import REPORT
+from cappy_lightning.checkpoints import latest_checkpoint
 from cappy_lightning.config import Config
 from cappy_lightning.data.datamodule import CappyDataModule
 from cappy_lightning.data.reading import read_table, verify
 from cappy_lightning.data.shards import read_manifest
 from cappy_lightning.data.stream import example_number
 from cappy_lightning.errors import InputError
+from cappy_lightning.export import CARD
+from cappy_lightning.files import remove, write_text
+from cappy_lightning.model_card import model_card
 from cappy_lightning.preparation import Prepared, prepare
 from cappy_lightning.progress import say
 from cappy_lightning.run_dir import METRICS, RunDir, rank
-from cappy_lightning.scorer.adapter import add_lora
+from cappy_lightning.scorer.adapter import add_adapter
 from cappy_lightning.scorer.cappy import Cappy
 from cappy_lightning.scorer.metrics import validation_metrics
-from cappy_lightning.scorer.model import Scorer, build_scorer
+from cappy_lightning.scorer.model import build_scorer, checkpoint_activations, head_names, weights_hash
 from cappy_lightning.scorer.module import CappyModule
 from cappy_lightning.selection.engine import select_by_logits
 from cappy_lightning.selection.report import make_report, print_report
-
-#: Pairs on which an export is compared with what was trained.
-PROBE_PAIRS = 64
+from cappy_lightning.strategies import WholeCheckpoints, make_strategy
 
 
 def train(config: Config, as_json: bool = False) -> int:
@@ -50,7 +54,8 @@ def train(config: Config, as_json: bool = False) -> int:
     if not run.finished:
         stopped_by = _fit(config, run)
         if stopped_by:
-            say(f"stopped and saved in {run.path}; the same command continues")
+            if rank() == 0:
+                say(f"stopped and saved in {run.path}; the same command continues")
             return 128 + stopped_by
     if rank() == 0:
         show_results(run.path, as_json)
@@ -66,12 +71,24 @@ def _fit(config: Config, run: RunDir) -> int:
     pl.seed_everything(config.seed, workers=True, verbose=False)
     scorer = build_scorer(config.scorer)
     total = sum(p.numel() for p in scorer.model.parameters())
-    if config.scorer.random_weights and config.finetune.mode == "lora":
-        # An adapter names its base, and nobody else has this one.
-        scorer.base = str(run.path / "base")
-        if rank() == 0:
-            Cappy(scorer).save_pretrained(scorer.base)
-    settings = add_lora(scorer, config.finetune) if config.finetune.mode == "lora" else {}
+    told = dataclasses.asdict(config)
+    told["base"] = {
+        "name": scorer.base,
+        "revision": scorer.revision,
+        "sha256": weights_hash(scorer.model, head_names(scorer.config.model_type)),
+    }
+    told["activation"] = scorer.activation
+    if config.finetune.mode != "full":
+        if config.scorer.random_weights:  # an adapter names its base, and nobody else has this one
+            scorer.base = str(run.path / "base")
+            told["scorer"] |= {"base": scorer.base, "random_weights": False, "config": {}, "tokenizer": None}
+            if rank() == 0:
+                Cappy(scorer).save_pretrained(scorer.base)
+        add_adapter(scorer, config.finetune)
+    if config.trainer.activation_checkpointing:
+        checkpoint_activations(scorer)
+    if config.trainer.compile:
+        scorer.model.compile(dynamic=True)
     scorer.model.train()  # a loaded model is in evaluation mode, without dropout, and Lightning leaves that as it is
     trained = sum(p.numel() for p in scorer.model.parameters() if p.requires_grad)
     if rank() == 0:
@@ -84,54 +101,62 @@ def _fit(config: Config, run: RunDir) -> int:
     checkpoints = run.path / "checkpoints"
     # One step more than an even share: the last round is not the trainer's, but comes after the export.
     validate_every = steps // config.trainer.validations + 1
+    accumulate = config.batch.global_size // (config.batch.micro_size * _ranks(config))
     results = Results(run.path)
-    trainer = _trainer(config, steps, validate_every, [
-        StepProgress(steps),
-        results,
-        _export(config, run.path, scorer, datamodule, steps, settings),
-        RunCheckpoint(checkpoints, config.trainer.checkpoint_every, steps, validate_every),
-    ])  # fmt: skip
+    export = Export(run.path, told, steps, results)
+    trainer = _trainer(
+        config,
+        make_strategy(config.trainer, config.batch),
+        [
+            StepProgress(steps),
+            results,
+            export,
+            RunCheckpoint(checkpoints, config.trainer.checkpoint_every, steps, validate_every, results),
+        ],
+        plugins=None if config.trainer.strategy.startswith("zero") else [WholeCheckpoints()],
+        max_epochs=1,  # one Lightning epoch is the whole training: the stream knows the real ones
+        max_steps=steps,
+        accumulate_grad_batches=accumulate,
+        gradient_clip_val=config.trainer.gradient_clip,
+        val_check_interval=validate_every * accumulate,
+        check_val_every_n_epoch=None,
+        # ZeRO-3 gathers parameters for a validation round and divides them again: no tensors of inference, then.
+        inference_mode=config.trainer.strategy != "zero3",
+    )
     run.commit()
-    latest = RunCheckpoint.latest(checkpoints)
+    latest = latest_checkpoint(checkpoints)
     if latest and rank() == 0:
         say(f"continuing from {latest}")
-    module = CappyModule(scorer, config.optimizer, steps)
+    module = CappyModule(scorer, config.optimizer, steps, told)
     try:
         trainer.fit(module, datamodule=datamodule, ckpt_path=latest, weights_only=True)
         if not data.validation_pools:
-            trainer.validate(module, datamodule=datamodule, verbose=False)
-        if data.test:
-            trainer.test(module, datamodule=datamodule, verbose=False)
+            _evaluate_instances(config, export.last, datamodule, results)
     except Stopped as stopped:
         return int(stopped.signal)
     except SystemExit:  # what Lightning makes of Ctrl-C outside the training loop
         raise KeyboardInterrupt from None
     if trainer.is_global_zero:
-        report = _evaluate(config, run.path, data, datamodule, results) if data.validation_pools else None
+        report = _evaluate_pools(config, export.last, data, datamodule, results) if data.validation_pools else None
+        if results.best_step == steps:  # the last is the best
+            remove(export.best)
+        write_text(export.last / CARD, model_card(export.kind, told, export.facts(trainer) | {"report": report}))
         results.write(report, {"parameters": total, "parameters_trained": trained})
     return 0
 
 
-def _trainer(config: Config, steps: int, validate_every: int, callbacks: list[pl.Callback]) -> Trainer:
-    trainer_config, batch = config.trainer, config.batch
-    world = trainer_config.devices * trainer_config.nodes
-    accumulate = batch.global_size // (batch.micro_size * world)
-    strategy = trainer_config.strategy
-    if strategy == "auto" and world > 1:
-        strategy = "ddp"
+def _ranks(config: Config) -> int:
+    return config.trainer.devices * config.trainer.nodes
+
+
+def _trainer(config: Config, strategy: Strategy | str, callbacks: list[pl.Callback], **options: Any) -> Trainer:
     try:
         return Trainer(
-            accelerator=trainer_config.accelerator,
-            devices=trainer_config.devices,
-            num_nodes=trainer_config.nodes,
+            accelerator=config.trainer.accelerator,
+            devices=config.trainer.devices,
+            num_nodes=config.trainer.nodes,
             strategy=strategy,
-            precision=trainer_config.precision,  # type: ignore[arg-type]  # checked by the schema
-            max_epochs=1,  # one Lightning epoch is the whole training: the stream knows the real ones
-            max_steps=steps,
-            accumulate_grad_batches=accumulate,
-            gradient_clip_val=trainer_config.gradient_clip,
-            val_check_interval=validate_every * accumulate,
-            check_val_every_n_epoch=None,
+            precision=config.trainer.precision,  # type: ignore[arg-type]  # checked by the schema
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
             logger=False,
@@ -139,27 +164,29 @@ def _trainer(config: Config, steps: int, validate_every: int, callbacks: list[pl
             enable_progress_bar=False,
             enable_model_summary=False,
             callbacks=callbacks,
+            **options,
         )
     except MisconfigurationException as error:
         raise InputError("trainer", str(error)) from None
 
 
-def _export(
-    config: Config, run: Path, scorer: Scorer, datamodule: CappyDataModule, steps: int, settings: dict[str, Any]
-) -> Any:
-    probe = datamodule.validation_pairs(PROBE_PAIRS)
-    if settings:
-        return AdapterExport(
-            run / "adapter", scorer, probe, steps, settings | {"task": config.data.task or config.name}
-        )
-    return ModelExport(run / "model", scorer, probe, steps)
+def _evaluate_instances(config: Config, directory: Path, datamodule: CappyDataModule, results: Results) -> None:
+    """The last validation round and the test, on all ranks, of the exported scorer as a user would load it."""
+    module = CappyModule(Cappy.from_pretrained(directory).scorer, config.optimizer, datamodule.total_steps)
+    trainer = _trainer(config, "ddp" if _ranks(config) > 1 else "auto", [])
+    (values,) = trainer.validate(module, datamodule=datamodule, verbose=False)
+    assert module.last_validation is not None
+    results.add_validation(datamodule.total_steps, dict(values), *module.last_validation)
+    if datamodule.test:
+        (tests,) = trainer.test(module, datamodule=datamodule, verbose=False)
+        results.tests = dict(tests)
 
 
-def _evaluate(
-    config: Config, run: Path, data: Prepared, datamodule: CappyDataModule, results: Results
+def _evaluate_pools(
+    config: Config, directory: Path, data: Prepared, datamodule: CappyDataModule, results: Results
 ) -> dict[str, Any]:
     """The last validation round and the report on the pools, by the exported scorer as a user would load it."""
-    cappy = Cappy.from_pretrained(run / ("adapter" if config.finetune.mode == "lora" else "model"))
+    cappy = Cappy.from_pretrained(directory)
     validation = read_table(datamodule.validation)
     pairs = list(zip(validation["instruction"].to_pylist(), validation["response"].to_pylist(), strict=True))
     targets = torch.from_numpy(validation["score"].to_numpy().copy())
@@ -172,7 +199,10 @@ def _evaluate(
     values = {f"validation/{name}": value for name, value in metrics.items()}
     results.add_validation(datamodule.total_steps, values, *tensors[1:])
     known = dict(zip(pairs, logits.tolist(), strict=True))
-    selections = [select_by_logits(cappy, pool, known) for pool in data.validation_pools]
+    selections = [
+        select_by_logits(cappy, pool, [known[pool.example.instruction, c.response] for c in pool.candidates])
+        for pool in data.validation_pools
+    ]
     return make_report(data.validation_pools, selections, config.scorer.name, config.label)
 
 

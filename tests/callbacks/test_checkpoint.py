@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from cappy_lightning.callbacks import RunCheckpoint
 from conftest import ROOT, SHORT_RUN, Run
 from safetensors.torch import load_file
 
+from cappy_lightning.checkpoints import latest_checkpoint
 from cappy_lightning.data.shards import read_manifest
 
 #: With dropout, so equal weights prove an equal random state.
@@ -33,7 +33,7 @@ def stop_at(run_dir: Path, step: int, number: signal.Signals, *words: str) -> tu
     process = start(run_dir, *words)
     deadline = time.monotonic() + 600
     while time.monotonic() < deadline and process.poll() is None:
-        latest = RunCheckpoint.latest(run_dir / "checkpoints")
+        latest = latest_checkpoint(run_dir / "checkpoints")
         if latest and int(latest.stem.split("-")[1]) >= step:
             break
         time.sleep(0.01)
@@ -121,8 +121,7 @@ def test_another_config_or_a_live_run_on_the_directory_is_refused(
 
 
 def test_checkpoints_hold_no_frozen_weights_and_load_as_weights_only(undisturbed: Path) -> None:
-    (path,) = (undisturbed / "checkpoints").iterdir()
-    assert path.name == "step-40.ckpt"
+    path = undisturbed / "checkpoints" / "step-40.ckpt"
     checkpoint = torch.load(path, weights_only=True)
     assert not any("base_layer" in name or "embeddings" in name for name in checkpoint["state_dict"])
     state = checkpoint["CappyDataModule"]

@@ -1,5 +1,6 @@
 """Exports: what other libraries load from them, and what is refused."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -7,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cappy_lightning.callbacks.export import verify
 from conftest import Run
 from peft import PeftModel
 from safetensors import safe_open
@@ -17,6 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from cappy_lightning import Cappy
 from cappy_lightning.errors import InputError
+from cappy_lightning.export import PROBE, export
 from cappy_lightning.records import Pool
 from cappy_lightning.scorer.model import resolve_base
 
@@ -96,12 +97,21 @@ def test_several_adapters_share_a_base_and_answer_by_task(lora_run: Path, pairs:
     tensors = load_file(other / "adapter_model.safetensors")
     tensors["base_model.model.classifier.bias"] += 1
     save_file(tensors, other / "adapter_model.safetensors")
+    seal(other)
     both = Cappy.from_pretrained("embedded", adapter={"billing": lora_run / "adapter", "legal": other})
     alone = Cappy.from_pretrained(lora_run / "adapter").logits(pairs[:20])
     assert np.abs(both.logits(pairs[:20], task="billing") - alone).max() <= 1e-5
     assert np.abs(both.logits(pairs[:20], task="legal") - alone - 1).max() <= 1e-5
     with pytest.raises(InputError, match="task: is None, expected one of billing, legal"):
         both.score(pairs[:1])
+
+
+def seal(adapter: Path) -> None:
+    """Make the hash in `cappy.json` that of the tensors, so that what is wrong with them is found otherwise."""
+    settings = json.loads((adapter / "cappy.json").read_text())
+    weights = (adapter / "adapter_model.safetensors").read_bytes()
+    settings["sha256"]["adapter_model.safetensors"] = hashlib.sha256(weights).hexdigest()
+    (adapter / "cappy.json").write_text(json.dumps(settings))
 
 
 def damaged(adapter: Path, target: Path, how: str) -> Path:
@@ -117,11 +127,26 @@ def damaged(adapter: Path, target: Path, how: str) -> Path:
             tensors["base_model.model.bert.embeddings.word_embeddings.weight"] = torch.zeros(2, 2)
         case "truncated":
             weights.write_bytes(weights.read_bytes()[:-1000])
+            seal(target)
             return target
+        case "cut" | "zeroed":
+            if how == "cut":
+                weights.write_bytes(weights.read_bytes()[:-1000])
+            else:
+                tensors["base_model.model.classifier.weight"].zero_()
+                save_file(tensors, weights)
+            return target
+        case "scale":
+            settings = json.loads((target / "adapter_config.json").read_text())
+            (target / "adapter_config.json").write_text(json.dumps(settings | {"lora_alpha": 64}))
+            return target
+        case "shape":
+            tensors["base_model.model.classifier.weight"] = torch.zeros(1, 5)
         case "base":
             settings = json.loads((target / "cappy.json").read_text())
             (target / "cappy.json").write_text(json.dumps(settings | {"base_sha256": "0" * 64}))
     save_file(tensors, weights)
+    seal(target)
     return target
 
 
@@ -132,6 +157,10 @@ def damaged(adapter: Path, target: Path, how: str) -> Path:
         ("nan", "is empty or not finite"),
         ("extra", "has an unknown tensor"),
         ("truncated", "cannot be loaded"),
+        ("shape", r"has the shape \[1, 5\], expected \[1, 384\]"),
+        ("cut", "adapter_model.safetensors: is not as it was exported"),
+        ("zeroed", "adapter_model.safetensors: is not as it was exported"),
+        ("scale", "adapter_config.json: is not as it was exported"),
         ("base", "was trained on other weights than embedded"),
     ],
 )
@@ -140,18 +169,23 @@ def test_a_damaged_adapter_is_refused_with_the_reason(lora_run: Path, tmp_path: 
         Cappy.from_pretrained(damaged(lora_run / "adapter", tmp_path / "adapter", how))
 
 
-def test_an_export_with_other_scores_does_not_count(lora_run: Path, full_run: Path, pairs: Pairs) -> None:
-    one, other = Cappy.from_pretrained(lora_run / "adapter"), Cappy.from_pretrained(full_run / "model")
-    assert verify(one.scorer, one, pairs) == 0
-    with pytest.raises(RuntimeError, match="the export scores differ"):
-        verify(one.scorer, other, pairs)
+def test_an_export_with_other_scores_does_not_count(full_run: Path, tmp_path: Path) -> None:
+    scorer = Cappy.from_pretrained(full_run / "model").scorer
+    expected = Cappy(scorer).score(PROBE)
+    export(scorer, tmp_path / "model", "model", {}, None, expected, tolerance=1e-5)
+    before = (tmp_path / "model" / "model.safetensors").stat()
+    with pytest.raises(RuntimeError, match=r"the export's scores differ from the trained ones by 1\.00e-01"):
+        export(scorer, tmp_path / "model", "model", {}, None, expected + np.float32(0.1), tolerance=1e-5)
+    assert (tmp_path / "model" / "model.safetensors").stat() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_runs_leave_what_the_contract_names(lora_run: Path, full_run: Path) -> None:
     common = {"config.yaml", "versions.json", "metrics.json", "report.json", "report.png", "learning_curve.png"}
     common |= {"calibration.png", "checkpoints", "instances"}
-    for run, export in ((lora_run, "adapter"), (full_run, "model")):
-        assert common | {export} == {path.name for path in run.iterdir() if not path.name.startswith(".")}
+    for run, kind in ((lora_run, "adapter"), (full_run, "model")):
+        found = {path.name for path in run.iterdir() if not path.name.startswith(".")}
+        assert found - {f"{kind}_best"} == common | {kind}
         assert all((run / name).read_bytes().startswith(b"\x89PNG") for name in common if name.endswith(".png"))
 
 

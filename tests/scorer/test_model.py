@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from cappy_lightning import Cappy
 from cappy_lightning.config import FinetuneConfig, ScorerConfig
 from cappy_lightning.errors import InputError
-from cappy_lightning.scorer.adapter import add_lora, save_adapter
+from cappy_lightning.scorer.adapter import add_adapter, save_adapter
 from cappy_lightning.scorer.model import build_scorer, head_names, in_head, resolve_base
 
 #: Small random models of every supported architecture, with the embedded tokenizer.
@@ -55,7 +55,7 @@ def test_an_adapter_trains_the_head_whole_and_survives_a_reload(model_type: str,
     base = Cappy(build_scorer(settings(model_type)))
     base.save_pretrained(tmp_path / "base")
     scorer = build_scorer(ScorerConfig(base=str(tmp_path / "base"), max_length=64))
-    stored = add_lora(scorer, FinetuneConfig(mode="lora", lora_rank=4))
+    stored = add_adapter(scorer, FinetuneConfig(mode="lora", lora_rank=4))
     trained = [name for name, p in scorer.model.named_parameters() if p.requires_grad]
     heads = head_names(model_type)
     assert not any("lora" in name and in_head(name, heads) for name in trained)

@@ -9,11 +9,14 @@ import lightning.pytorch as pl
 from cappy_lightning.config import BatchConfig, DataConfig
 from cappy_lightning.data.mixture import Mixture
 from cappy_lightning.data.order import Order
-from cappy_lightning.data.reading import RowGroups, iterate
+from cappy_lightning.data.reading import RowGroups
 from cappy_lightning.data.shards import Manifest, read_manifest
 from cappy_lightning.data.stream import EvaluationStream, TrainingStream
 from cappy_lightning.errors import InputError
 from cappy_lightning.scorer.encoding import PairEncoder
+
+#: Key of the shards' hash in the state.
+SHARDS = "shards (SHA-256)"
 
 
 class CappyDataModule(pl.LightningDataModule):
@@ -65,15 +68,14 @@ class CappyDataModule(pl.LightningDataModule):
         """Optimizer steps of one pass over the training instances."""
         return self.order.steps(self.batch.global_size)
 
-    def validation_pairs(self, most: int) -> list[tuple[str, str]]:
-        """The first validation pairs, (instruction, response), at most so many."""
-        found: list[tuple[str, str]] = []
-        for table in iterate(self.validation):
-            columns = (table[name].slice(0, most - len(found)).to_pylist() for name in ("instruction", "response"))
-            found += zip(*columns, strict=True)
-            if len(found) >= most:
-                break
-        return found
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the hashes of all training shards."""
+        digest = hashlib.sha256()
+        for manifest in self.train:
+            for shard in manifest.shards:
+                digest.update(shard.sha256.encode())
+        return digest.hexdigest()
 
     def train_dataloader(self) -> TrainingStream:
         """The micro batches of this rank from the first step that was not consumed yet.
@@ -142,10 +144,6 @@ class CappyDataModule(pl.LightningDataModule):
 
     def _described(self) -> dict[str, Any]:
         """What the order of the instances is made of."""
-        digest = hashlib.sha256()
-        for manifest in self.train:
-            for shard in manifest.shards:
-                digest.update(shard.sha256.encode())
         return {
             "data.lanes": self.order.lanes,
             "data.window": self.order.window,
@@ -153,7 +151,7 @@ class CappyDataModule(pl.LightningDataModule):
             "data.weights": dict(self.data.weights),
             "seed": self.order.seed,
             "batch.global_size": self.batch.global_size,
-            "shards (SHA-256)": digest.hexdigest(),
+            SHARDS: self.fingerprint,
         }
 
     def _trainer(self) -> pl.Trainer:

@@ -1,6 +1,7 @@
-"""Adapters: LoRA on the encoder plus the head, in PEFT's own format."""
+"""Adapters: the head with LoRA, with whole layers, or alone, in PEFT's own format."""
 
 import contextlib
+import hashlib
 import json
 import warnings
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from peft import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
+from peft.utils.constants import DUMMY_TARGET_MODULES
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -24,7 +26,15 @@ import cappy_lightning
 from cappy_lightning.config import FinetuneConfig
 from cappy_lightning.errors import InputError
 from cappy_lightning.files import write_json
-from cappy_lightning.scorer.model import EMBEDDED, EMBEDDED_HUB_NAME, LORA_TARGETS, Scorer, head_names, weights_hash
+from cappy_lightning.scorer.model import (
+    EMBEDDED,
+    EMBEDDED_HUB_NAME,
+    LAYERS,
+    LORA_TARGETS,
+    Scorer,
+    head_names,
+    weights_hash,
+)
 
 #: What PEFT does not know: the base by name and hash, and how pairs are encoded and logits read.
 SETTINGS_FILE = "cappy.json"
@@ -32,44 +42,69 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
-def add_lora(scorer: Scorer, config: FinetuneConfig) -> dict[str, Any]:
-    """Wrap the scorer's model in PEFT: LoRA on the encoder, the whole head trained and saved beside it.
+def add_adapter(scorer: Scorer, config: FinetuneConfig) -> dict[str, Any]:
+    """Wrap the scorer's model in PEFT: what `finetune.mode` trains is trained and saved, all else is frozen.
+
+    LoRA matrices go into the encoder. The head, and with `layers` the last layers of the encoder, are trained as
+    copies, which PEFT saves whole.
 
     Returns:
         the settings to store with the adapter, the hash of the base's weights among them.
 
     Raises:
-        InputError: a target that is no linear layer of the encoder.
+        InputError: a target that is no linear layer of the encoder, or more layers than it has.
     """
-    model_type = scorer.config.model_type
-    heads = head_names(model_type)
-    targets = list(config.lora_targets) or list(LORA_TARGETS[model_type])
+    lora = lora_config(scorer.config, config, scorer.base)
+    lora.revision = scorer.revision
     settings = {
         "base": scorer.base,
         "revision": scorer.revision,
-        "base_sha256": weights_hash(scorer.model, heads),
+        "base_sha256": weights_hash(scorer.model, head_names(scorer.config.model_type)),
         **scorer.encoding_settings(),
         "cappy_lightning": cappy_lightning.__version__,
     }
-    lora = LoraConfig(
+    try:
+        with quiet_peft():
+            model = get_peft_model(scorer.model, lora)
+    except ValueError as error:
+        targets = f"are {sorted(lora.target_modules)} ({str(error).splitlines()[0]})"
+        raise InputError("finetune.lora_targets", targets) from None
+    # The name that others know it by; PEFT has put the path from which it was loaded.
+    lora.base_model_name_or_path = EMBEDDED_HUB_NAME if scorer.base == EMBEDDED else scorer.base
+    scorer.model = model
+    return settings
+
+
+def lora_config(model: Any, config: FinetuneConfig, name: str) -> LoraConfig:
+    """PEFT's settings for a finetune mode.
+
+    Args:
+        model: the Hugging Face config of the base.
+        config: the `finetune` section; of a mode with an adapter.
+        name: of the base, for messages.
+
+    Raises:
+        InputError: more layers than the base has.
+    """
+    heads = head_names(model.model_type)
+    targets: list[str] | str = DUMMY_TARGET_MODULES
+    trained = list(heads)
+    if config.mode == "lora":
+        targets = list(config.lora_targets) or list(LORA_TARGETS[model.model_type])
+    if config.mode == "layers":
+        count = model.num_hidden_layers
+        if config.layers > count:
+            raise InputError("finetune.layers", f"is {config.layers}, expected at most {count} for {name}")
+        trained += [f"{LAYERS[model.model_type]}.{number}" for number in range(count - config.layers, count)]
+    return LoraConfig(
         task_type="SEQ_CLS",
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
         target_modules=targets,
         exclude_modules=r".*\b(" + "|".join(heads) + r")\b.*",  # a head's layers are trained whole
-        modules_to_save=list(heads),
-        revision=scorer.revision,
+        modules_to_save=trained,
     )
-    try:
-        with _quiet():
-            model = get_peft_model(scorer.model, lora)
-    except ValueError as error:
-        raise InputError("finetune.lora_targets", f"are {targets} ({str(error).splitlines()[0]})") from None
-    # The name that others know it by; PEFT has put the path from which it was loaded.
-    lora.base_model_name_or_path = EMBEDDED_HUB_NAME if scorer.base == EMBEDDED else scorer.base
-    scorer.model = model
-    return settings
 
 
 def save_adapter(scorer: Scorer, settings: dict[str, Any], directory: Path) -> None:
@@ -78,14 +113,15 @@ def save_adapter(scorer: Scorer, settings: dict[str, Any], directory: Path) -> N
     # Without the base name PEFT would try to look up the base's vocabulary on the hub.
     scorer.model.save_pretrained(str(directory), safe_serialization=True, save_embedding_layers=False)
     (directory / "README.md").unlink(missing_ok=True)  # PEFT's empty template
-    write_json(directory / SETTINGS_FILE, settings)
+    hashes = {name: _sha256(directory / name) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)}
+    write_json(directory / SETTINGS_FILE, settings | {"sha256": hashes})
 
 
 def read_settings(directory: Path) -> dict[str, Any]:
     """The `cappy.json` of an adapter.
 
     Raises:
-        InputError: the directory is no adapter of ours.
+        InputError: the directory is no adapter of ours, or its files have changed since it was written.
     """
     path = directory / SETTINGS_FILE
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, SETTINGS_FILE):
@@ -94,8 +130,12 @@ def read_settings(directory: Path) -> dict[str, Any]:
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
         settings["base"], settings["base_sha256"], settings["max_length"]
+        hashes = dict(settings["sha256"])
     except (ValueError, KeyError, TypeError):
         raise InputError(path, "is damaged, expected the settings of an adapter") from None
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        if _sha256(directory / name) != hashes.get(name):
+            raise InputError(directory / name, f"is not as it was exported, expected the SHA-256 {hashes.get(name)}")
     return dict(settings)
 
 
@@ -118,7 +158,7 @@ def load_adapter(scorer: Scorer, directory: Path, name: str) -> None:
     try:
         stored = load_file(weights)
         lora = PeftConfig.from_pretrained(str(directory))
-        with _quiet():
+        with quiet_peft():
             if isinstance(model, PeftModel):
                 model.add_adapter(name, lora)
             else:
@@ -140,8 +180,14 @@ def load_adapter(scorer: Scorer, directory: Path, name: str) -> None:
     model.eval()
 
 
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_peft() -> Iterator[None]:
+    """Without the warnings of PEFT's own code."""
     with warnings.catch_warnings():
         # PEFT uses names that transformers deprecates.
         warnings.simplefilter("ignore")

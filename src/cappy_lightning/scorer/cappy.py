@@ -1,10 +1,8 @@
 """The public API: load a scorer, score pairs, rank and select responses."""
 
-import copy
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,12 +11,14 @@ from peft import PeftModel
 
 from cappy_lightning.config import ScorerConfig
 from cappy_lightning.errors import InputError
-from cappy_lightning.files import atomic_path, write_json
+from cappy_lightning.files import atomic_path
 from cappy_lightning.records import Ranked, Selection
 from cappy_lightning.scorer.adapter import ADAPTER_CONFIG, load_adapter, read_settings
 from cappy_lightning.scorer.model import Scorer, build_scorer, stored_settings
+from cappy_lightning.scorer.saving import write_model
 
 Pair = tuple[str, str]
+Task = str | Sequence[str | None] | None
 Floats = NDArray[np.float32]
 
 #: Pairs per forward of the scorer.
@@ -89,18 +89,34 @@ class Cappy:
         cappy.scorer.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         return cappy
 
-    def logits(self, pairs: Sequence[Pair], task: str | None = None) -> Floats:
+    def logits(self, pairs: Sequence[Pair], task: Task = None) -> Floats:
         """Raw outputs of the head, [pairs]. What ranks: scores may be equal where logits are not.
 
         Args:
             pairs: (instruction, response) each.
-            task: which adapter to use, where several were loaded.
+            task: where adapters for several tasks were loaded, the task of all pairs, or one for each.
+
+        Raises:
+            InputError: a task without an adapter.
         """
-        if self._tasks:
-            if task not in self._tasks:
-                raise InputError("task", f"is {task!r}, expected one of {', '.join(self._tasks)}")
-            assert isinstance(self.scorer.model, PeftModel)
-            self.scorer.model.set_adapter(task)
+        if not self._tasks:
+            return self._logits(pairs)
+        tasks = [task] * len(pairs) if task is None or isinstance(task, str) else list(task)
+        by_task: dict[str, list[int]] = {name: [] for name in self._tasks}
+        for index, name in enumerate(tasks):
+            if name not in by_task:
+                raise InputError("task", f"is {name!r}, expected one of {', '.join(self._tasks)}")
+            by_task[name].append(index)
+        values = np.empty(len(pairs), dtype=np.float32)
+        assert isinstance(self.scorer.model, PeftModel)
+        for name, indices in by_task.items():
+            if indices:
+                self.scorer.model.set_adapter(name)
+                values[indices] = self._logits([pairs[index] for index in indices])
+        return values
+
+    def _logits(self, pairs: Sequence[Pair]) -> Floats:
+        """Of one adapter, or of none."""
         distinct = sorted(set(pairs), key=lambda pair: (len(pair[0]) + len(pair[1]), pair))
         values = np.empty(len(distinct), dtype=np.float32)
         device = next(self.scorer.model.parameters()).device
@@ -121,12 +137,12 @@ class Cappy:
         scores: Floats = self.scorer.scores(torch.from_numpy(logits)).numpy()
         return scores
 
-    def score(self, pairs: Sequence[Pair], task: str | None = None) -> Floats:
+    def score(self, pairs: Sequence[Pair], task: Task = None) -> Floats:
         """How correct each response is, from 0 to 1, [pairs]; equal pairs are computed once.
 
         Args:
             pairs: (instruction, response) each.
-            task: which adapter to use, where several were loaded.
+            task: where adapters for several tasks were loaded, the task of all pairs, or one for each.
         """
         return self.to_scores(self.logits(pairs, task))
 
@@ -177,39 +193,3 @@ def _is_scorer(directory: Path) -> bool:
         return "cappy" in json.loads((directory / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-
-
-def write_model(scorer: Scorer, directory: Path) -> None:
-    """Write the files of a model directory; LoRA weights are merged into a copy of the base's."""
-    model: Any = scorer.model
-    if isinstance(model, PeftModel):
-        model = copy.deepcopy(model).merge_and_unload()
-    torch_name = (
-        "torch.nn.modules.activation.Sigmoid" if scorer.activation == "sigmoid" else "torch.nn.modules.linear.Identity"
-    )
-    config = model.config
-    config.cappy = scorer.encoding_settings()
-    config.problem_type = "regression"
-    config.sentence_transformers = {"activation_fn": torch_name}  # read by sentence-transformers 4 and 5
-    model.save_pretrained(directory, safe_serialization=True)
-    tokenizer = copy.deepcopy(scorer.tokenizer)
-    tokenizer.backend_tokenizer.no_truncation()
-    tokenizer.backend_tokenizer.no_padding()
-    tokenizer.model_max_length = scorer.encoder.max_length
-    tokenizer.truncation_side = scorer.encoder.truncate_instruction
-    tokenizer.save_pretrained(directory)
-    # What sentence-transformers' CrossEncoder reads: the activation, and that the response is never cut.
-    transformer = "sentence_transformers.models.Transformer"
-    write_json(directory / "modules.json", [{"idx": 0, "name": "0", "path": "", "type": transformer}])
-    write_json(
-        directory / "config_sentence_transformers.json", {"model_type": "CrossEncoder", "activation_fn": torch_name}
-    )
-    write_json(
-        directory / "sentence_bert_config.json",
-        {
-            "transformer_task": "sequence-classification",
-            "modality_config": {"text": {"method": "forward", "method_output_name": "logits"}},
-            "module_output_name": "scores",
-            "processing_kwargs": {"text": {"truncation": "only_first"}},
-        },
-    )

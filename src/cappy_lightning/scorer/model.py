@@ -4,6 +4,8 @@ import hashlib
 import importlib.util
 import json
 import logging
+import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +22,9 @@ from cappy_lightning.errors import InputError
 from cappy_lightning.scorer.encoding import PairEncoder, Side
 
 Activation = Literal["sigmoid", "identity"]
+
+# transformers imports DeepSpeed, where it is installed, to save a model, and that warns where there is no GPU.
+logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in str(record.msg))
 
 #: The word for the packaged encoder, and the name that it has on the hub (the same file).
 EMBEDDED = "embedded"
@@ -53,6 +58,16 @@ LORA_TARGETS: dict[str, tuple[str, ...]] = {
     "modernbert": ("Wqkv", "Wo", "Wi"),
 }
 
+#: The list of the encoder's layers, by architecture, as it ends in the names of parameters.
+LAYERS: dict[str, str] = {
+    "roberta": "layer",
+    "xlm-roberta": "layer",
+    "bert": "layer",
+    "deberta": "layer",
+    "deberta-v2": "layer",
+    "modernbert": "layers",
+}
+
 #: Published scorers whose files do not say how the logit is to be read.
 KNOWN_ACTIVATIONS: dict[str, Activation] = {"btan2/cappy-large": "identity"}
 
@@ -67,7 +82,7 @@ class Scorer:
         encoder: pairs to tokens.
         activation: logit to score: `sigmoid`, or `identity` for linear regressors.
         base: name by which the base was asked for.
-        revision: its revision on the hub, if one was named.
+        revision: its commit on the hub, if it came from there.
     """
 
     model: nn.Module
@@ -122,6 +137,24 @@ def in_head(parameter: str, heads: tuple[str, ...]) -> bool:
     return any(component in heads for component in parameter.split("."))
 
 
+def depth(parameter: str, config: Any) -> int:
+    """How many layers lie between a parameter and the head, the head's own at 0.
+
+    The last layer of the encoder, and what stands between it and the head, are at 1; embeddings, and what all layers
+    share, lie below the first layer.
+
+    Args:
+        parameter: its dotted name.
+        config: the Hugging Face config of the model.
+    """
+    layers = int(config.num_hidden_layers)
+    if in_head(parameter, head_names(config.model_type)):
+        return 0
+    if match := re.search(rf"\.{LAYERS[config.model_type]}\.(\d+)\.", parameter):
+        return layers - int(match[1])
+    return 1 if ".final_norm." in parameter else layers + 1  # ModernBERT has a norm above its last layer
+
+
 def resolve_base(base: str) -> str:
     """The path or hub name to load: the packaged encoder's folder for `embedded`.
 
@@ -169,23 +202,15 @@ def build_scorer(config: ScorerConfig, *, new_head: bool = True) -> Scorer:
         InputError: a base that cannot be found or read, an unsupported architecture, a checkpoint that
             does not say its activation, or options that do not fit the encoder.
     """
-    source = None if config.random_weights and config.config else resolve_base(config.base)
     tokenizer = load_tokenizer(config)
+    hf_config = base_config(config)
+    heads = head_names(hf_config.model_type)
     with named_failures(config.base):
-        if source is None:
-            settings = dict(config.config)
-            hf_config = AutoConfig.for_model(settings.pop("model_type"), **settings)
-        else:
-            hf_config = AutoConfig.from_pretrained(source, revision=config.revision)
-        heads = head_names(hf_config.model_type)
-        hf_config.num_labels = 1
-        if config.dropout is not None:
-            _set_dropout(hf_config, config.dropout)
         if config.random_weights:
             hf_config.pad_token_id = tokenizer.pad_token_id
             model, missing = AutoModelForSequenceClassification.from_config(hf_config), set(heads)
         else:
-            model, info = _load_weights(source, hf_config, config.revision)
+            model, info = _load_weights(resolve_base(config.base), hf_config, config.revision)
             missing = set(info["missing_keys"])
     model.float()
     fresh = {name for name in missing if in_head(name, heads)}
@@ -206,7 +231,27 @@ def build_scorer(config: ScorerConfig, *, new_head: bool = True) -> Scorer:
     )
     said = {"activation": config.activation} if config.activation else stored
     activation = _activation_of(config.base, hf_config, said, bool(fresh))
-    return Scorer(model, tokenizer, encoder, activation, config.base, config.revision)
+    revision = getattr(hf_config, "_commit_hash", None) or config.revision  # the commit, where it came from a hub
+    return Scorer(model, tokenizer, encoder, activation, config.base, revision)
+
+
+def base_config(config: ScorerConfig) -> Any:
+    """The Hugging Face config of the scorer that a config names, with one logit.
+
+    Raises:
+        InputError: it cannot be found or read, or the architecture is not supported.
+    """
+    with named_failures(config.base):
+        if config.random_weights and config.config:
+            settings = dict(config.config)
+            hf_config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+        else:
+            hf_config = AutoConfig.from_pretrained(resolve_base(config.base), revision=config.revision)
+    head_names(hf_config.model_type)
+    hf_config.num_labels = 1
+    if config.dropout is not None:
+        _set_dropout(hf_config, config.dropout)
+    return hf_config
 
 
 def stored_settings(path: str, revision: str | None = None) -> dict[str, Any]:
@@ -214,6 +259,17 @@ def stored_settings(path: str, revision: str | None = None) -> dict[str, Any]:
     with named_failures(path):
         hf_config = AutoConfig.from_pretrained(resolve_base(path), revision=revision)
     return dict(getattr(hf_config, "cappy", None) or {})
+
+
+def checkpoint_activations(scorer: Scorer) -> None:
+    """Let the encoder's layers compute their activations again in the backward pass instead of keeping them.
+
+    The variant of torch without reentrant autograd: the base of an adapter, whose inputs need no gradient, works.
+    """
+    scorer.config.use_cache = False  # a decoder's option; transformers would say that it switches it off
+    with warnings.catch_warnings():  # transformers 5.2x has a new name, which older versions lack
+        warnings.simplefilter("ignore", FutureWarning)
+        scorer.model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
 
 
 def weights_hash(model: nn.Module, heads: tuple[str, ...]) -> str:
@@ -233,7 +289,7 @@ def _set_dropout(hf_config: Any, share: float) -> None:
             setattr(hf_config, name, share)
 
 
-def _load_weights(source: str | None, hf_config: Any, revision: str | None) -> tuple[nn.Module, dict[str, Any]]:
+def _load_weights(source: str, hf_config: Any, revision: str | None) -> tuple[nn.Module, dict[str, Any]]:
     loaded: tuple[nn.Module, dict[str, Any]] = AutoModelForSequenceClassification.from_pretrained(
         source,
         config=hf_config,

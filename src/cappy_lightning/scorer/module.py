@@ -1,15 +1,19 @@
 """The LightningModule: MSE between the score and the weak label, in fp32."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import get_linear_schedule_with_warmup
 
+from cappy_lightning.checkpoints import CONFIG, OPTIMIZER_NAMES
 from cappy_lightning.config import OptimizerConfig
 from cappy_lightning.scorer.metrics import validation_metrics
-from cappy_lightning.scorer.model import Scorer
+from cappy_lightning.scorer.model import Scorer, depth
 
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -24,11 +28,15 @@ class CappyModule(pl.LightningModule):
         scorer: what to train; of its parameters those with `requires_grad`.
         optimizer: the `optimizer` section of the config.
         total_steps: optimizer steps of the whole training, for the schedule.
+        config: what checkpoints are to say about the run, for exports.
     """
 
-    def __init__(self, scorer: Scorer, optimizer: OptimizerConfig, total_steps: int) -> None:
+    def __init__(
+        self, scorer: Scorer, optimizer: OptimizerConfig, total_steps: int, config: dict[str, Any] | None = None
+    ) -> None:
         super().__init__()
         self.scorer, self.optimizer_config, self.total_steps = scorer, optimizer, total_steps
+        self.config = config or {}
         self.model = scorer.model  # registered, so that Lightning moves and saves it
         self._frozen = {f"model.{name}" for name, p in self.model.named_parameters() if not p.requires_grad}
         self.strict_loading = not self._frozen  # checkpoints leave frozen weights out
@@ -39,6 +47,18 @@ class CappyModule(pl.LightningModule):
     def forward(self, batch: dict[str, Any]) -> Tensor:
         """Logits of a batch, [pairs]."""
         return self.scorer.logits({name: batch[name] for name in _INPUTS if name in batch})
+
+    @torch.no_grad()
+    def score(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32]:
+        """Scores of (instruction, response) pairs, [pairs], by the module in training; a matter of all ranks."""
+        training, found = self.training, []
+        self.eval()
+        for start in range(0, len(pairs), 8):
+            instructions, responses = zip(*pairs[start : start + 8], strict=True)
+            inputs = self.scorer.encoder.pad(self.scorer.encoder.encode(instructions, responses))
+            found.append(self({name: tensor.to(self.device) for name, tensor in inputs.items()}))
+        self.train(training)
+        return np.asarray(self.scorer.scores(torch.cat(found)).cpu().numpy(), dtype=np.float32)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """The loss of one forward, scaled so that accumulated and averaged it is the mean of the step.
@@ -85,15 +105,42 @@ class CappyModule(pl.LightningModule):
         """Leave the frozen base out of checkpoints: it is built again from where it came."""
         weights = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: tensor for name, tensor in weights.items() if name not in self._frozen}
+        checkpoint[OPTIMIZER_NAMES] = [names for names, _, _ in self._groups()]
+        checkpoint[CONFIG] = self.config
 
     def configure_optimizers(self) -> Any:
         """AdamW; linear warm-up, then linear decay to 0. Biases and LayerNorm are never decayed."""
-        trained = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        settings = self.optimizer_config
+        parameters = dict(self.named_parameters())
         groups = [
-            {"params": [p for _, p in trained if p.ndim >= 2], "weight_decay": self.optimizer_config.weight_decay},
-            {"params": [p for _, p in trained if p.ndim < 2], "weight_decay": 0.0},
+            {
+                "params": [parameters[name] for name in names],
+                "weight_decay": settings.weight_decay if decays else 0.0,
+                "lr": settings.learning_rate * settings.layer_decay**distance,
+            }
+            for names, distance, decays in self._groups()
         ]
-        optimizer = torch.optim.AdamW(groups, lr=self.optimizer_config.learning_rate)
-        warmup = round(self.total_steps * self.optimizer_config.warmup)
+        optimizer: torch.optim.Optimizer
+        if getattr(self.trainer.strategy, "offload", False):  # DeepSpeed's own steps where the states lie
+            from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+            optimizer = DeepSpeedCPUAdam(groups, adamw_mode=True)
+        else:
+            optimizer = torch.optim.AdamW(groups, fused=self.trainer.strategy.root_device.type == "cuda")
+        warmup = round(self.total_steps * settings.warmup)
         schedule = get_linear_schedule_with_warmup(optimizer, warmup, self.total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _groups(self) -> list[tuple[list[str], int, bool]]:
+        """The optimizer's groups: names of trained parameters, their layers from the head, whether they decay.
+
+        Without layer decay all layers are one group.
+        """
+        groups: dict[tuple[int, bool], list[str]] = {}
+        by_layer = self.optimizer_config.layer_decay != 1
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                distance = depth(name, self.scorer.config) if by_layer else 0
+                shape = getattr(parameter, "ds_shape", parameter.shape)  # ZeRO-3 leaves an empty tensor in its place
+                groups.setdefault((distance, len(shape) >= 2), []).append(name)
+        return [(names, *key) for key, names in groups.items()]

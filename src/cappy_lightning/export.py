@@ -1,0 +1,160 @@
+"""Exports: what a training has learned as an adapter, a model directory or ONNX, each loaded back and compared."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cappy_lightning.checkpoints import CONFIG, latest_checkpoint, read_checkpoint
+from cappy_lightning.config import FinetuneConfig, ScorerConfig
+from cappy_lightning.errors import InputError
+from cappy_lightning.files import atomic_path, write_text
+from cappy_lightning.model_card import checkpoint_facts, model_card
+from cappy_lightning.run_dir import CONFIG as RUN_CONFIG
+from cappy_lightning.scorer.adapter import add_adapter, save_adapter
+from cappy_lightning.scorer.cappy import Cappy, Floats, Pair
+from cappy_lightning.scorer.model import Scorer, build_scorer
+from cappy_lightning.scorer.onnx import OnnxScorer, write_onnx
+from cappy_lightning.scorer.saving import write_model
+
+#: Largest difference between a score in training and the same score from the loaded export, in fp32,
+TOLERANCE = 1e-5
+#: where the training computes with bf16 weights and the export holds their fp32 masters,
+BF16_TOLERANCE = 3e-2
+#: and between torch and ONNX Runtime.
+ONNX_TOLERANCE = 1e-4
+
+_TEXTS = (
+    ("Q: What is the capital of France?\nA:", "Paris"),
+    ("Q: What is the capital of France?\nA:", "The answer cannot be known from what was said."),
+    ("Premise: A man is playing a guitar on stage.\nHypothesis: Somebody makes music.\nDoes it follow?", "yes"),
+    ("Premise: A man is playing a guitar on stage.\nHypothesis: Somebody makes music.\nDoes it follow?", "no"),
+    ("Message: The blue teapot arrived in three pieces.\nSubject:", "item problem: blue teapot"),
+    ("Übersetze ins Englische: Der Zug hatte Verspätung.", "The train was late."),
+    ("", "an answer without a question"),
+    ("A question without an answer?", ""),
+    ("for i in range(10): print(i ** 2)", "0, 1, 4, 9, 16, 25, 36, 49, 64, 81"),
+)
+#: The pairs on which an export is compared: of all lengths, up to some that no encoder takes whole.
+PROBE: list[Pair] = [
+    (" ".join([instruction] * times), " ".join([response] * longer))
+    for instruction, response in _TEXTS
+    for times, longer in ((1, 1), (4, 1), (16, 2), (256, 3))
+] + [("short", "a response that is too long for any encoder " * 256)]
+
+
+#: The model card.
+CARD = "README.md"
+
+KINDS = ("adapter", "model", "onnx")
+
+
+def rebuild(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> tuple[Scorer, dict[str, Any]]:
+    """The scorer of a run with trained weights, made anew from its base; and the settings of its adapter, if it is one.
+
+    Args:
+        config: what a checkpoint says about its run: at least the sections `scorer` and `finetune`.
+        weights: every trained parameter by its name in the LightningModule.
+
+    Raises:
+        InputError: the base cannot be found or read, or a weight is missing, too many, or of another shape.
+    """
+    finetune = FinetuneConfig(**config["finetune"])
+    scorer = build_scorer(ScorerConfig(**config["scorer"]))
+    settings = {} if finetune.mode == "full" else add_adapter(scorer, finetune)
+    trained = {f"model.{name}": p for name, p in scorer.model.named_parameters() if p.requires_grad}
+    if odd := sorted(set(trained) ^ set(weights)):
+        raise InputError("checkpoint", f"{'lacks' if odd[0] in trained else 'has an unknown'} weight {odd[0]}")
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            if parameter.shape != weights[name].shape:
+                shapes = f"{list(weights[name].shape)}, expected {list(parameter.shape)}"
+                raise InputError("checkpoint", f"weight {name} has the shape {shapes}")
+            parameter.copy_(weights[name])
+    scorer.model.eval()
+    return scorer, settings
+
+
+def export(
+    scorer: Scorer,
+    directory: Path,
+    kind: str,
+    settings: dict[str, Any],
+    card: str | None,
+    expected: Floats,
+    tolerance: float,
+) -> None:
+    """Write an export, load it back, and let it take its place only if it gives the same scores.
+
+    Args:
+        scorer: with the trained weights.
+        directory: what stands there stays until the new export is verified.
+        kind: `adapter`, `model` (adapters merged) or `onnx`.
+        settings: of the adapter.
+        card: the text of its README.md.
+        expected: the scores of `PROBE`, [pairs].
+        tolerance: the largest difference that is allowed.
+
+    Raises:
+        RuntimeError: the scores differ: the export does not hold what was trained.
+    """
+    with atomic_path(directory) as scratch:
+        scratch.mkdir()
+        if kind == "adapter":
+            save_adapter(scorer, settings, scratch)
+            found = Cappy.from_pretrained(scratch).score(PROBE)
+        elif kind == "model":
+            write_model(scorer, scratch)
+            found = Cappy.from_pretrained(scratch).score(PROBE)
+        else:
+            write_onnx(scorer, scratch)
+            found = OnnxScorer(scratch).score(PROBE)
+        if card is not None:
+            write_text(scratch / CARD, card)
+        difference = float(np.abs(found - expected).max())
+        if not difference <= tolerance:
+            raise RuntimeError(
+                f"the export's scores differ from the trained ones by {difference:.2e}, expected at most {tolerance}"
+            )
+
+
+def export_any(source: str, directory: Path, kind: str | None) -> str:
+    """The job behind `cappy export`.
+
+    Args:
+        source: a run directory (its latest checkpoint is taken), a checkpoint of any strategy, a saved scorer,
+            an adapter, or a hub name.
+        directory: where the export goes.
+        kind: one of `KINDS`; None: what the run exports itself.
+
+    Returns:
+        the kind.
+
+    Raises:
+        InputError: see `read_checkpoint`, `rebuild` and `Cappy.from_pretrained`; or a kind that is not there.
+    """
+    path = Path(source)
+    if (path / RUN_CONFIG).is_file():
+        latest = latest_checkpoint(path / "checkpoints")
+        if latest is None:
+            raise InputError(path, "is a run without a checkpoint, expected one that has come so far")
+        path = latest
+    settings: dict[str, Any] = {}
+    checkpoint: dict[str, Any] | None = None
+    if path.suffix == ".ckpt":
+        checkpoint = read_checkpoint(path)
+        if CONFIG not in checkpoint:
+            raise InputError(path, "does not say how its scorer was made, expected a checkpoint of a run")
+        scorer, settings = rebuild(checkpoint[CONFIG], checkpoint["state_dict"])
+    else:
+        scorer = Cappy.from_pretrained(source).scorer
+    kind = kind or ("adapter" if settings else "model")
+    if kind == "adapter" and not settings:
+        raise InputError(source, "cannot become an adapter, expected --as model or onnx")
+    card = model_card(kind, checkpoint[CONFIG], checkpoint_facts(checkpoint)) if checkpoint else None
+    expected = Cappy(scorer).score(PROBE)
+    export(scorer, directory, kind, settings, card, expected, ONNX_TOLERANCE if kind == "onnx" else TOLERANCE)
+    return kind
