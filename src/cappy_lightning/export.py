@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor
 
 from cappy_lightning.checkpoints import CONFIG, latest_checkpoint, read_checkpoint
@@ -119,6 +121,37 @@ def export(
             raise RuntimeError(
                 f"the export's scores differ from the trained ones by {difference:.2e}, expected at most {tolerance}"
             )
+
+
+def check_hub_token() -> None:
+    """Say before a long training that its export could not be uploaded.
+
+    Raises:
+        InputError: there is no token.
+    """
+    if get_token() is None:
+        raise InputError("push_to_hub", "needs a token, expected it in $HF_TOKEN")
+
+
+def push(directory: Path, repository: str) -> str:
+    """Upload an export to a repository of the Hugging Face hub, which is made if need be, as a private one.
+
+    Returns:
+        the address of the repository.
+
+    Raises:
+        InputError: the hub cannot be reached, or refuses.
+    """
+    api = HfApi()
+    try:
+        made = api.create_repo(repository, exist_ok=True, private=True)
+        api.upload_folder(repo_id=made.repo_id, folder_path=directory, commit_message="Export of cappy-lightning")
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            "push_to_hub", f"{directory} could not be uploaded to {repository} ({reason}); the run itself is complete"
+        ) from None
+    return str(made)
 
 
 def export_any(source: str, directory: Path, kind: str | None) -> str:

@@ -1,6 +1,7 @@
 """Files that are there whole or not at all, and JSON Lines with the place of every error."""
 
 import contextlib
+import ctypes
 import fcntl
 import json
 import os
@@ -56,14 +57,18 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def replace(scratch: Path, path: Path) -> None:
-    """Move `scratch` to `path`; a directory that stands there is moved aside first, then removed.
+    """Move `scratch` to `path`; a directory that stands there changes places with it and is removed.
+
+    Where the file system cannot exchange two directories at once, the old one is moved aside first.
 
     Raises:
         InputError: one is a file and the other a directory.
     """
     if path.is_dir() and not path.is_symlink() and scratch.is_file():
         raise InputError(path, "is a directory, expected a file or nothing")
-    if path.is_dir():
+    if path.is_dir() and scratch.is_dir() and _exchange(scratch, path):
+        remove(scratch)
+    elif path.is_dir():
         old = _old(path)
         remove(old)
         os.rename(path, old)
@@ -77,6 +82,16 @@ def replace(scratch: Path, path: Path) -> None:
         raise InputError(path, "is a file, expected a directory or nothing")
     else:
         os.replace(scratch, path)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two paths change places in one step, by Linux's renameat2; False where that is not possible."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return bool(renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
 
 
 def _old(path: Path) -> Path:

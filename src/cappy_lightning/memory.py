@@ -32,9 +32,10 @@ class Estimate:
         parameters: of the whole model.
         trained: of these, what is trained.
         ranks: over how many ZeRO divides.
-        weights: parameters as the forward reads them; with ZeRO-3 this rank's share and those gathered for a layer.
-        gradients: of the trained parameters.
-        optimizer: AdamW's two moments; with ZeRO fp32 weights and gradients of this rank's share, too.
+        weights: parameters as the forward reads them; with ZeRO-3 this rank's share.
+        gathered: with ZeRO-3, the other ranks' shares of the parameters in use, at most.
+        gradients: of the trained parameters; with ZeRO those of this rank's share in fp32, too, when it steps.
+        optimizer: AdamW's two moments; with ZeRO this rank's share of them and of fp32 weights.
         communication: buffers in which ZeRO reduces gradients.
         activations: what one forward of `batch.micro_size` pairs of `scorer.max_length` tokens keeps for the backward.
         host: what offloading puts into the host's memory for this rank.
@@ -44,6 +45,7 @@ class Estimate:
     trained: int
     ranks: int
     weights: int
+    gathered: int
     gradients: int
     optimizer: int
     communication: int
@@ -53,7 +55,7 @@ class Estimate:
     @property
     def total(self) -> int:
         """All on the device: nothing is smaller while another thing is larger. The runtime's own is not in it."""
-        return self.weights + self.gradients + self.optimizer + self.communication + self.activations
+        return self.weights + self.gathered + self.gradients + self.optimizer + self.communication + self.activations
 
 
 def estimate(config: Config) -> Estimate:
@@ -74,21 +76,24 @@ def estimate(config: Config) -> Estimate:
     counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
     activations = _activations(model, config, autocast=half and not zero)
     total, trained = sum(n for n, _ in counts), sum(n for n, grad in counts if grad)
-    weights, gradients, optimizer, communication = size * total, size * trained, 8 * trained, 0
+    weights, gradients, optimizer, gathered, communication = size * total, size * trained, 8 * trained, 0, 0
     if zero:
-        optimizer = 16 * trained // ranks
+        optimizer = 12 * trained // ranks
         communication = 2 * size * min(BUCKET, trained)
     if zero >= 2:
         gradients //= ranks
+    if zero:
+        gradients += 4 * trained // ranks
     if zero == 3:
         whole = sum(n for n, _ in counts if n <= trainer.zero3_persistence)
-        weights = size * (whole + (total - whole) // ranks + min(MAX_LIVE, total - whole) * (ranks > 1))
+        weights = size * (whole + (total - whole) // ranks)
+        gathered = size * (min(MAX_LIVE, total - whole) * (ranks - 1) // ranks)
     host = 0
     if trainer.offload:
         host, optimizer = optimizer, 0
         if zero == 3:
-            host += size * total // ranks
-    return Estimate(total, trained, ranks, weights, gradients, optimizer, communication, activations, host)
+            host, weights, gathered = host + weights, 0, gathered + weights
+    return Estimate(total, trained, ranks, weights, gathered, gradients, optimizer, communication, activations, host)
 
 
 def print_estimate(found: Estimate, as_json: bool) -> None:
@@ -99,7 +104,7 @@ def print_estimate(found: Estimate, as_json: bool) -> None:
     table = Table(title=f"{found.parameters:,} parameters, {found.trained:,} of them trained, {found.ranks} ranks")
     table.add_column("on each device")
     table.add_column("MiB", justify="right")
-    for name in ("weights", "gradients", "optimizer", "communication", "activations", "total"):
+    for name in ("weights", "gathered", "gradients", "optimizer", "communication", "activations", "total"):
         table.add_row(name, f"{getattr(found, name) / 2**20:,.0f}", end_section=name == "activations")
     if found.host:
         table.add_row("in the host's memory", f"{found.host / 2**20:,.0f}")

@@ -25,7 +25,7 @@ from cappy_lightning.data.reading import read_table, verify
 from cappy_lightning.data.shards import read_manifest
 from cappy_lightning.data.stream import example_number
 from cappy_lightning.errors import InputError
-from cappy_lightning.export import CARD
+from cappy_lightning.export import CARD, check_hub_token, push
 from cappy_lightning.files import remove, write_text
 from cappy_lightning.model_card import model_card
 from cappy_lightning.preparation import Prepared, prepare
@@ -64,6 +64,8 @@ def train(config: Config, as_json: bool = False) -> int:
 
 def _fit(config: Config, run: RunDir) -> int:
     _quiet_lightning()
+    if config.push_to_hub:
+        check_hub_token()
     data = prepare(config, run.path / "instances")
     if rank() == 0:
         manifests = [read_manifest(directory) for directory in (*data.train, *data.validation, *data.test)]
@@ -142,6 +144,8 @@ def _fit(config: Config, run: RunDir) -> int:
             remove(export.best)
         write_text(export.last / CARD, model_card(export.kind, told, export.facts(trainer) | {"report": report}))
         results.write(report, {"parameters": total, "parameters_trained": trained})
+        if config.push_to_hub:
+            say(f"uploaded: {push(export.last, config.push_to_hub)}")
     return 0
 
 

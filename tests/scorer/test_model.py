@@ -11,7 +11,7 @@ from cappy_lightning import Cappy
 from cappy_lightning.config import FinetuneConfig, ScorerConfig
 from cappy_lightning.errors import InputError
 from cappy_lightning.scorer.adapter import add_adapter, save_adapter
-from cappy_lightning.scorer.model import build_scorer, head_names, in_head, resolve_base
+from cappy_lightning.scorer.model import build_scorer, depth, head_names, in_head, resolve_base
 
 #: Small random models of every supported architecture, with the embedded tokenizer.
 SMALL = {
@@ -49,18 +49,22 @@ def test_the_head_is_every_parameter_outside_the_encoder(model_type: str) -> Non
     assert len(head) < len(names) / 2
 
 
+@pytest.mark.parametrize("mode", ["lora", "head", "layers"])
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
-def test_an_adapter_trains_the_head_whole_and_survives_a_reload(model_type: str, tmp_path: Path) -> None:
+def test_an_adapter_trains_the_head_whole_and_survives_a_reload(model_type: str, mode: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     base = Cappy(build_scorer(settings(model_type)))
     base.save_pretrained(tmp_path / "base")
     scorer = build_scorer(ScorerConfig(base=str(tmp_path / "base"), max_length=64))
-    stored = add_adapter(scorer, FinetuneConfig(mode="lora", lora_rank=4))
+    stored = add_adapter(scorer, FinetuneConfig(mode=mode, lora_rank=4, layers=1))
     trained = [name for name, p in scorer.model.named_parameters() if p.requires_grad]
     heads = head_names(model_type)
     assert not any("lora" in name and in_head(name, heads) for name in trained)
     whole = {name for name, _ in base.scorer.model.named_parameters() if in_head(name, heads)}
+    if mode == "layers":
+        whole |= {name for name, _ in base.scorer.model.named_parameters() if depth(name, scorer.config) == 1}
     assert len([name for name in trained if "lora" not in name]) == len(whole)
+    assert any("lora" in name for name in trained) == (mode == "lora")
     with torch.no_grad():
         for name, parameter in scorer.model.named_parameters():
             if name in trained:

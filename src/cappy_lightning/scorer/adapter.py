@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from peft import (
     LoraConfig,
     PeftConfig,
@@ -96,6 +98,8 @@ def lora_config(model: Any, config: FinetuneConfig, name: str) -> LoraConfig:
         if config.layers > count:
             raise InputError("finetune.layers", f"is {config.layers}, expected at most {count} for {name}")
         trained += [f"{LAYERS[model.model_type]}.{number}" for number in range(count - config.layers, count)]
+        if model.model_type == "modernbert":  # has a norm between its last layer and the head
+            trained.append("final_norm")
     return LoraConfig(
         task_type="SEQ_CLS",
         r=config.lora_rank,
@@ -115,6 +119,22 @@ def save_adapter(scorer: Scorer, settings: dict[str, Any], directory: Path) -> N
     (directory / "README.md").unlink(missing_ok=True)  # PEFT's empty template
     hashes = {name: _sha256(directory / name) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)}
     write_json(directory / SETTINGS_FILE, settings | {"sha256": hashes})
+
+
+def find_adapter(name: str | Path, revision: str | None = None) -> Path | None:
+    """The directory of an adapter that is there or on the hub; None for what is no adapter.
+
+    Args:
+        name: a directory or a hub name.
+        revision: of a hub name.
+    """
+    if Path(name).exists() or str(name) == EMBEDDED:
+        return Path(name) if (Path(name) / ADAPTER_CONFIG).is_file() else None
+    try:
+        hf_hub_download(str(name), ADAPTER_CONFIG, revision=revision)
+        return Path(snapshot_download(str(name), revision=revision, allow_patterns=["*.json", "*.safetensors"]))
+    except (HfHubHTTPError, HFValidationError, OSError):  # no such file or repository, or no hub
+        return None
 
 
 def read_settings(directory: Path) -> dict[str, Any]:

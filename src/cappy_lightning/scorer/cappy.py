@@ -13,7 +13,7 @@ from cappy_lightning.config import ScorerConfig
 from cappy_lightning.errors import InputError
 from cappy_lightning.files import atomic_path
 from cappy_lightning.records import Ranked, Selection
-from cappy_lightning.scorer.adapter import ADAPTER_CONFIG, load_adapter, read_settings
+from cappy_lightning.scorer.adapter import find_adapter, load_adapter, read_settings
 from cappy_lightning.scorer.model import Scorer, build_scorer, stored_settings
 from cappy_lightning.scorer.saving import write_model
 
@@ -53,9 +53,9 @@ class Cappy:
         """Load a scorer for inference, in fp32.
 
         Args:
-            path: a saved scorer, an adapter (its base is then found by its name), a base for `adapter`,
-                or a hub name.
-            adapter: an adapter directory, or one for each of several tasks.
+            path: a saved scorer, an adapter (its base is then found by its name), or a base for `adapter`;
+                a directory or a hub name.
+            adapter: an adapter, or one for each of several tasks; directories or hub names.
             revision: of a hub name.
             activation: `sigmoid` or `identity`, for checkpoints that do not say it.
             max_length: most tokens of a pair; by default as stored, else 256.
@@ -64,11 +64,10 @@ class Cappy:
         Raises:
             InputError: something that cannot be found, read or trusted; a checkpoint without a head.
         """
-        if adapter is None and (Path(path) / ADAPTER_CONFIG).is_file():
-            path, adapter = read_settings(Path(path))["base"], path
-        adapters = {str(k): Path(v) for k, v in adapter.items()} if isinstance(adapter, Mapping) else {}
-        if adapter is not None and not isinstance(adapter, Mapping):
-            adapters = {"default": Path(adapter)}
+        if adapter is None and (own := find_adapter(path, revision)):
+            path, adapter, revision = read_settings(own)["base"], own, None
+        named = adapter if isinstance(adapter, Mapping) else {} if adapter is None else {"default": adapter}
+        adapters = {str(name): find_adapter(place) or Path(place) for name, place in named.items()}
         stored = [read_settings(directory) for directory in adapters.values()] or [stored_settings(str(path), revision)]
         keys = ("activation", "max_length", "truncate_instruction")
         settings = {key: stored[0][key] for key in keys if key in stored[0]}

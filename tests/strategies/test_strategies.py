@@ -1,0 +1,130 @@
+"""DDP and ZeRO 1, 2, 3 with real processes: equal losses, what each rank holds, stops, resumes and exports."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TINY_RUN, Run, start_cappy
+
+from cappy_lightning import Cappy
+from cappy_lightning.checkpoints import latest_checkpoint, read_checkpoint, zero_ranks
+from cappy_lightning.config import load_config
+from cappy_lightning.export import PROBE
+from cappy_lightning.memory import estimate
+
+STRATEGIES = ("ddp", "zero1", "zero2", "zero3")
+POOL = "data.pool=data/quickstart/pool.jsonl"
+#: Two accumulated forwards a step on two ranks, gradients that are clipped, parameters that are all divided.
+STEPS = (
+    *TINY_RUN,
+    POOL,
+    "data.max_train=16",
+    "data.max_validation=6",
+    "scorer.dropout=0",
+    "batch.global_size=16",
+    "batch.micro_size=4",
+    "optimizer.learning_rate=1e-3",
+    "trainer.gradient_clip=0.05",
+    "trainer.zero3_persistence=0",
+    "trainer.max_steps=20",
+    "trainer.validations=2",
+)
+
+
+def stop_at(step: int, record: Path, *words: str) -> None:
+    """Run until a step, at which each rank writes what it holds; then as after SIGTERM."""
+    record.mkdir(exist_ok=True)
+    command = [sys.executable, "tests/strategies/ranks_run.py", str(record), str(step), *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 143, done.stderr
+    assert done.stderr.count("stopped and saved") == 1
+
+
+def state(run_dir: Path) -> dict[str, object]:
+    path = latest_checkpoint(run_dir / "checkpoints")
+    assert path
+    return read_checkpoint(path)
+
+
+def losses(run_dir: Path) -> np.ndarray:
+    return np.array(state(run_dir)["callbacks"]["Results"]["losses"])[:, 1]  # type: ignore[index]
+
+
+def exported(run_dir: Path, mode: str = "full") -> np.ndarray:
+    return Cappy.from_pretrained(run_dir / ("model" if mode == "full" else "adapter")).score(PROBE)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, cappy: Run) -> Path:
+    """The run of one process that was never stopped."""
+    run_dir = tmp_path_factory.mktemp("alone") / "run"
+    done = cappy("train", *STEPS, f"run_dir={run_dir}")
+    assert done.returncode == 0, done.stderr
+    return run_dir
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_ranks_lose_and_export_as_one_does_over_a_stop(alone: Path, tmp_path: Path, strategy: str) -> None:
+    """The stop comes at half the steps; what each rank holds then is what was estimated."""
+    run_dir = tmp_path / "run"
+    words = (*STEPS, f"trainer.strategy={strategy}", "trainer.devices=2", f"run_dir={run_dir}")
+    stop_at(10, tmp_path / "record", *words)
+    latest = latest_checkpoint(run_dir / "checkpoints")
+    assert latest
+    assert latest.name == "step-10.ckpt"
+    assert zero_ranks(latest) == (0 if strategy == "ddp" else 2)
+    expected = estimate(load_config(words))
+    for rank in range(2):
+        held = json.loads((tmp_path / "record" / f"rank-{rank}.json").read_text())
+        assert held["weights"] == pytest.approx(expected.weights, rel=0.001)
+        assert held["optimizer"] == pytest.approx(expected.optimizer, rel=0.001)
+        assert held["partitioned"] == (held["parameters"] if strategy == "zero3" else 0)
+    done = start_cappy("train", *words)
+    assert done.returncode == 0, done.stderr
+    assert "continuing from" in done.stderr
+    assert len(losses(run_dir)) == 20
+    assert np.abs(losses(run_dir) - losses(alone)).max() <= 1e-6
+    assert np.abs(exported(run_dir) - exported(alone)).max() <= 1e-5
+
+
+def test_zero_goes_on_with_other_ranks_and_stages_and_without_zero(alone: Path, tmp_path: Path, cappy: Run) -> None:
+    run_dir = tmp_path / "run"
+    words = (*STEPS, f"run_dir={run_dir}")
+    stop_at(5, tmp_path / "record", *words, "trainer.strategy=zero3", "trainer.devices=2")
+    stop_at(12, tmp_path / "record", *words, "trainer.strategy=zero1")
+    whole = state(run_dir)
+    theirs = state(alone)
+    assert whole["state_dict"].keys() == theirs["state_dict"].keys()  # type: ignore[attr-defined]
+    assert whole["optimizer_names"] == theirs["optimizer_names"]
+    done = cappy("train", *words)
+    assert done.returncode == 0, done.stderr
+    assert np.abs(losses(run_dir) - losses(alone)).max() <= 1e-6
+    assert np.abs(exported(run_dir) - exported(alone)).max() <= 1e-5
+
+
+def test_shards_become_the_weights_that_deepspeed_would_make_of_them(tmp_path: Path, cappy: Run) -> None:
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    run_dir = tmp_path / "run"
+    lora = ("finetune.mode=lora", "trainer.strategy=zero3", "trainer.devices=2", f"run_dir={run_dir}")
+    stop_at(3, tmp_path / "record", *STEPS, *lora)
+    path = latest_checkpoint(run_dir / "checkpoints")
+    assert path
+    theirs = get_fp32_state_dict_from_zero_checkpoint(str(path), exclude_frozen_parameters=True)
+    mine = read_checkpoint(path)["state_dict"]
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name].contiguous()) for name in mine)
+    done = cappy("export", path, "-o", tmp_path / "adapter")
+    assert done.returncode == 0, done.stderr
+    stored = Cappy.from_pretrained(tmp_path / "adapter").scorer.model.state_dict()
+    for name, tensor in mine.items():
+        assert torch.equal(stored[name.removeprefix("model.")], tensor), name
+    (path / "checkpoint" / "zero_pp_rank_1_mp_rank_00_optim_states.pt").unlink()
+    done = cappy("export", path, "-o", tmp_path / "other")
+    assert done.returncode == 2
+    assert "has the shards of 1 ranks, expected 2" in done.stderr
+    assert not (tmp_path / "other").exists()
