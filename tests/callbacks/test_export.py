@@ -3,12 +3,15 @@
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import Run
+from conftest import SHORT_RUN, Run
 from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -17,9 +20,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from cappy_lightning import Cappy
 from cappy_lightning.errors import InputError
-from cappy_lightning.export import PROBE, export
+from cappy_lightning.export import PROBE, export, push
 from cappy_lightning.records import Pool
+from cappy_lightning.scorer.adapter import read_settings
 from cappy_lightning.scorer.model import resolve_base
+from cappy_lightning.scorer.onnx import OnnxScorer
 
 Pairs = list[tuple[str, str]]
 
@@ -104,6 +109,133 @@ def test_several_adapters_share_a_base_and_answer_by_task(lora_run: Path, pairs:
     assert np.abs(both.logits(pairs[:20], task="legal") - alone - 1).max() <= 1e-5
     with pytest.raises(InputError, match="task: is None, expected one of billing, legal"):
         both.score(pairs[:1])
+
+
+def test_rows_of_several_tasks_are_scored_in_one_call_by_adapters_of_several_modes(
+    lora_run: Path, pairs: Pairs, tmp_path: Path, cappy: Run
+) -> None:
+    """One adapter has LoRA and the head, one the head alone; one with whole layers goes beside its like only."""
+    places = {"lora": lora_run / "adapter"}
+    for mode in ("layers", "head"):
+        done = cappy("train", *SHORT_RUN, f"finetune.mode={mode}", "trainer.max_steps=3", f"run_dir={tmp_path / mode}")
+        assert done.returncode == 0, done.stderr
+        places[mode] = tmp_path / mode / "adapter"
+    with pytest.raises(InputError, match="trained other layers whole than the adapter 'lora'"):
+        Cappy.from_pretrained("embedded", adapter=places)
+    layers = places.pop("layers")
+    twice = Cappy.from_pretrained("embedded", adapter={"a": layers, "b": layers})
+    assert (
+        np.abs(twice.score(pairs[:4], task=list("abab")) - Cappy.from_pretrained(layers).score(pairs[:4])).max() <= 1e-5
+    )
+    together = Cappy.from_pretrained("embedded", adapter=places)
+    tasks = [("lora", "head")[i % 3 % 2] for i in range(30)]
+    scores = together.score(pairs[:30], task=tasks)
+    for task, place in places.items():
+        rows = [i for i in range(30) if tasks[i] == task]
+        own = Cappy.from_pretrained(place).score([pairs[i] for i in rows])
+        assert np.abs(scores[rows] - own).max() <= 1e-5
+    rows = [{"task": task, "instruction": a, "response": b} for task, (a, b) in zip(tasks, pairs, strict=False)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    named = [word for task, place in places.items() for word in ("--adapter", f"{task}={place}")]
+    done = cappy("score", path, "--scorer", "embedded", *named)
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line)["score"] for line in done.stdout.splitlines()]
+    assert np.abs(np.array(found) - scores).max() <= 1e-5
+    path.write_text(json.dumps({**rows[0], "task": "billing"}) + "\n")
+    done = cappy("score", path, "--scorer", "embedded", *named)
+    assert done.returncode == 2
+    assert "task: is 'billing', expected one of lora, head" in done.stderr
+    done = cappy("score", path, "--scorer", "embedded", *named, "--adapter", places["head"])
+    assert done.returncode == 2
+    assert "expected one, or TASK=ADAPTER for each task" in done.stderr
+
+
+def test_onnx_runtime_gives_the_same_scores(lora_run: Path, pairs: Pairs, tmp_path: Path, cappy: Run) -> None:
+    done = cappy("export", lora_run / "adapter", "-o", tmp_path / "onnx", "--as", "onnx")
+    assert done.returncode == 0, done.stderr
+    found = OnnxScorer(tmp_path / "onnx").score(pairs)
+    assert np.abs(found - Cappy.from_pretrained(lora_run / "adapter").score(pairs)).max() <= 1e-4
+    assert np.ptp(found) > 0.01
+
+
+def test_an_adapter_on_the_hub_is_loaded_by_its_name(
+    lora_run: Path, pairs: Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub's own cache, as a download leaves it."""
+    repository = tmp_path / "models--me--tickets"
+    shutil.copytree(lora_run / "adapter", repository / "snapshots" / ("0" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    expected = Cappy.from_pretrained(lora_run / "adapter").score(pairs[:10])
+    assert (Cappy.from_pretrained("me/tickets").score(pairs[:10]) == expected).all()
+    both = Cappy.from_pretrained("embedded", adapter={"a": "me/tickets", "b": lora_run / "adapter"})
+    assert np.abs(both.score(pairs[:10], task="a") - expected).max() <= 1e-6
+
+
+def test_an_upload_that_fails_is_said_in_one_line_and_without_a_token_before_the_training(
+    lora_run: Path, tmp_path: Path, cappy: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cappy_lightning.export.get_token", lambda: None)
+    done = cappy("train", *SHORT_RUN, "push_to_hub=me/tickets", f"run_dir={tmp_path / 'run'}")
+    assert done.returncode == 2
+    assert "push_to_hub: needs a token, expected it in $HF_TOKEN" in done.stderr
+    assert not (tmp_path / "run" / "config.yaml").exists()
+    with pytest.raises(InputError, match=r"could not be uploaded to me/tickets .*; the run itself is complete"):
+        push(lora_run / "adapter", "me/tickets")  # the tests have no hub
+
+
+KILLED = """
+import sys
+from pathlib import Path
+import torch
+from cappy_lightning import Cappy
+from cappy_lightning.export import PROBE, export
+from cappy_lightning.scorer.adapter import read_settings
+
+here = Path(sys.argv[1])
+scorer, settings = Cappy.from_pretrained(here).scorer, read_settings(here)
+bias = dict(scorer.model.named_parameters())["base_model.model.classifier.modules_to_save.default.bias"]
+print("ready", flush=True)
+while True:
+    with torch.no_grad():
+        bias += 0.1
+    export(scorer, here, "adapter", settings, "a card", Cappy(scorer).score(PROBE), 1e-5)
+    print("written", flush=True)
+"""
+
+
+def kill_in_exports(adapter: Path, kills: int, seed: int) -> int:
+    """Kill a process that exports again and again, at random moments; after each kill there is a whole adapter."""
+    random = np.random.default_rng(seed)
+    written = 0
+    for _ in range(kills):
+        command = [sys.executable, "-c", KILLED, str(adapter)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout
+            assert process.stdout.readline() == "ready\n"
+            time.sleep(float(random.uniform(0, 4)))
+            process.kill()
+            written += process.stdout.read().count("written")
+        read_settings(adapter)
+        names = {path.name for path in adapter.iterdir()}
+        assert {"README.md", "adapter_config.json", "adapter_model.safetensors", "cappy.json"} == names
+    Cappy.from_pretrained(adapter)
+    return written
+
+
+def test_a_kill_during_an_export_leaves_a_whole_adapter(lora_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(lora_run / "adapter", tmp_path / "adapter")
+    kill_in_exports(tmp_path / "adapter", kills=3, seed=1)
+
+
+@pytest.mark.soak
+def test_many_kills_during_exports(lora_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(lora_run / "adapter", tmp_path / "adapter")
+    written = kill_in_exports(tmp_path / "adapter", kills=60, seed=2)
+    print(f"60 kills, {written} exports finished between them: a whole adapter after each")
+    assert written
 
 
 def seal(adapter: Path) -> None:

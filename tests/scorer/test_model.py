@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_models import ARCHITECTURES, SMALL, settings
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from cappy_lightning import Cappy
@@ -13,29 +14,7 @@ from cappy_lightning.errors import InputError
 from cappy_lightning.scorer.adapter import add_adapter, save_adapter
 from cappy_lightning.scorer.model import build_scorer, depth, head_names, in_head, resolve_base
 
-#: Small random models of every supported architecture, with the embedded tokenizer.
-SMALL = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "vocab_size": 30522,
-}
-ARCHITECTURES = {
-    "roberta": {"max_position_embeddings": 130, "type_vocab_size": 1},
-    "xlm-roberta": {"max_position_embeddings": 130, "type_vocab_size": 1},
-    "bert": {"max_position_embeddings": 128},
-    "deberta": {"max_position_embeddings": 128, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
-    "deberta-v2": {"max_position_embeddings": 128, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
-    "modernbert": {"max_position_embeddings": 128},
-}
 PAIRS = [("what is this " * n, "an answer " * (n % 3 + 1)) for n in range(1, 12)]
-
-
-def settings(model_type: str, **changes: object) -> ScorerConfig:
-    config = {"model_type": model_type, **SMALL, **ARCHITECTURES[model_type]}
-    values = {"base": model_type, "random_weights": True, "config": config, "tokenizer": "embedded", "max_length": 64}
-    return ScorerConfig(**{**values, **changes})
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)

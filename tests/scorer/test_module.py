@@ -2,9 +2,14 @@
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
+from small_models import settings
 from torchmetrics import SpearmanCorrCoef
 
+from cappy_lightning.config import OptimizerConfig
 from cappy_lightning.scorer.metrics import BestFirst
+from cappy_lightning.scorer.model import build_scorer, head_names, in_head
+from cappy_lightning.scorer.module import CappyModule
 
 
 def test_best_first_counts_examples_whose_top_scored_response_is_one_of_the_best() -> None:
@@ -19,3 +24,26 @@ def test_spearman_takes_ties_as_ranks_in_the_middle() -> None:
     # Labels repeat a lot (0, 1): ranks 1, 2.5, 2.5, 4 against 1, 2, 3, 4 give 0.9487.
     found = SpearmanCorrCoef()(torch.tensor([0.1, 0.2, 0.3, 0.4]), torch.tensor([0.0, 0.5, 0.5, 1.0]))
     assert float(found) == pytest.approx(0.948683, abs=1e-5)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "deberta-v2", "modernbert"])
+def test_the_learning_rate_falls_from_the_head_to_the_embeddings(model_type: str) -> None:
+    scorer = build_scorer(settings(model_type))
+    module = CappyModule(scorer, OptimizerConfig(learning_rate=1.0, layer_decay=0.5, weight_decay=0.1), total_steps=2)
+    module._trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)  # asked for its device only
+    groups = module.configure_optimizers()["optimizer"].param_groups
+    names = {id(p): name for name, p in module.named_parameters()}
+    rates = {names[id(p)]: group["initial_lr"] for group in groups for p in group["params"]}
+    decays = {names[id(p)]: group["weight_decay"] for group in groups for p in group["params"]}
+    assert rates.keys() == dict(module.named_parameters()).keys()
+    for name, rate in rates.items():
+        if in_head(name, head_names(model_type)):
+            assert rate == 1.0
+        elif ".1." in name or "final_norm" in name:  # of two layers the upper one
+            assert rate == 0.5
+        elif ".0." in name:
+            assert rate == 0.25
+        else:
+            assert rate == 0.125, name
+    assert {decays[name] for name, p in module.named_parameters() if p.ndim < 2} == {0.0}
+    assert {decays[name] for name, p in module.named_parameters() if p.ndim >= 2} == {0.1}

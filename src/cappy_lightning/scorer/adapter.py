@@ -163,8 +163,8 @@ def load_adapter(scorer: Scorer, directory: Path, name: str) -> None:
     """Put a saved adapter onto a base scorer, under a name, and make it the active one.
 
     Raises:
-        InputError: the base has other weights than the adapter was trained on, or tensors are missing,
-            too many, of another shape or not finite.
+        InputError: the base has other weights than the adapter was trained on; tensors are missing,
+            too many, of another shape or not finite; or an adapter that is there trained other layers whole.
     """
     settings = read_settings(directory)
     model = scorer.model
@@ -178,11 +178,21 @@ def load_adapter(scorer: Scorer, directory: Path, name: str) -> None:
     try:
         stored = load_file(weights)
         lora = PeftConfig.from_pretrained(str(directory))
+        if isinstance(model, PeftModel):
+            for beside, other in model.peft_config.items():
+                if set(other.modules_to_save) != set(lora.modules_to_save):  # PEFT would nest the copies
+                    raise InputError(
+                        directory,
+                        f"trained other layers whole than the adapter '{beside}', expected adapters of mode layers"
+                        " beside their like only",
+                    )
         with quiet_peft():
             if isinstance(model, PeftModel):
                 model.add_adapter(name, lora)
             else:
                 scorer.model = model = PeftModelForSequenceClassification(model, lora, adapter_name=name)
+    except InputError:
+        raise
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise InputError(directory, f"cannot be loaded ({str(error).strip().splitlines()[0]})") from None
     expected = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
