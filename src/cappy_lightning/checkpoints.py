@@ -11,6 +11,9 @@ from torch import Tensor
 
 from cappy_lightning.errors import InputError
 
+#: The folder of a run that holds them.
+CHECKPOINTS = "checkpoints"
+
 _NAME = re.compile(r"step-(\d+)\.ckpt")
 #: The folder of the shards in a checkpoint of ZeRO, and the files of one rank in it.
 ZERO_TAG = "checkpoint"
@@ -46,11 +49,6 @@ def latest_checkpoint(directory: Path) -> Path | None:
     """The checkpoint with the highest step in a directory, or None."""
     found = [(step, path) for path in directory.glob("*") if (step := checkpoint_step(path)) is not None]
     return max(found)[1] if found else None
-
-
-def zero_ranks(path: Path) -> int:
-    """How many ranks have written a checkpoint of ZeRO; 0 for checkpoints of other strategies."""
-    return len(_optimizer_shards(path))
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor
 
-from cappy_lightning.checkpoints import CONFIG, latest_checkpoint, read_checkpoint
+from cappy_lightning.checkpoints import CHECKPOINTS, CONFIG, latest_checkpoint, read_checkpoint
 from cappy_lightning.config import FinetuneConfig, ScorerConfig
 from cappy_lightning.errors import InputError
 from cappy_lightning.files import atomic_path, write_text
@@ -51,8 +51,6 @@ PROBE: list[Pair] = [
 #: The model card.
 CARD = "README.md"
 
-KINDS = ("adapter", "model", "onnx")
-
 
 def rebuild(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> tuple[Scorer, dict[str, Any]]:
     """The scorer of a run with trained weights, made anew from its base; and the settings of its adapter, if it is one.
@@ -68,7 +66,8 @@ def rebuild(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> tuple[S
     scorer = build_scorer(ScorerConfig(**config["scorer"]))
     settings = {} if finetune.mode == "full" else add_adapter(scorer, finetune)
     trained = {f"model.{name}": p for name, p in scorer.model.named_parameters() if p.requires_grad}
-    if odd := sorted(set(trained) ^ set(weights)):
+    constant = {f"model.{name}" for name, _ in scorer.model.named_buffers()}
+    if odd := sorted(set(trained) ^ (set(weights) - constant)):
         raise InputError("checkpoint", f"{'lacks' if odd[0] in trained else 'has an unknown'} weight {odd[0]}")
     with torch.no_grad():
         for name, parameter in trained.items():
@@ -161,7 +160,7 @@ def export_any(source: str, directory: Path, kind: str | None) -> str:
         source: a run directory (its latest checkpoint is taken), a checkpoint of any strategy, a saved scorer,
             an adapter, or a hub name.
         directory: where the export goes.
-        kind: one of `KINDS`; None: what the run exports itself.
+        kind: `adapter`, `model` or `onnx`; None: what the run exports itself.
 
     Returns:
         the kind.
@@ -171,7 +170,7 @@ def export_any(source: str, directory: Path, kind: str | None) -> str:
     """
     path = Path(source)
     if (path / RUN_CONFIG).is_file():
-        latest = latest_checkpoint(path / "checkpoints")
+        latest = latest_checkpoint(path / CHECKPOINTS)
         if latest is None:
             raise InputError(path, "is a run without a checkpoint, expected one that has come so far")
         path = latest

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from cappy_lightning.callbacks import Export, Results, RunCheckpoint, StepProgress, Stopped
 from cappy_lightning.callbacks.results import REPORT
-from cappy_lightning.checkpoints import latest_checkpoint
+from cappy_lightning.checkpoints import CHECKPOINTS, latest_checkpoint
 from cappy_lightning.config import Config
 from cappy_lightning.data.datamodule import CappyDataModule
 from cappy_lightning.data.reading import read_table, verify
@@ -34,7 +34,7 @@ from cappy_lightning.run_dir import METRICS, RunDir, rank
 from cappy_lightning.scorer.adapter import add_adapter
 from cappy_lightning.scorer.cappy import Cappy
 from cappy_lightning.scorer.metrics import validation_metrics
-from cappy_lightning.scorer.model import build_scorer, checkpoint_activations, head_names, weights_hash
+from cappy_lightning.scorer.model import Scorer, build_scorer, checkpoint_activations, head_names, weights_hash
 from cappy_lightning.scorer.module import CappyModule
 from cappy_lightning.selection.engine import select_by_logits
 from cappy_lightning.selection.report import make_report, print_report
@@ -71,62 +71,17 @@ def _fit(config: Config, run: RunDir) -> int:
         manifests = [read_manifest(directory) for directory in (*data.train, *data.validation, *data.test)]
         verify(manifests, skip_errors=config.data.on_error == "skip")
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    scorer = build_scorer(config.scorer)
-    total = sum(p.numel() for p in scorer.model.parameters())
-    told = dataclasses.asdict(config)
-    told["base"] = {
-        "name": scorer.base,
-        "revision": scorer.revision,
-        "sha256": weights_hash(scorer.model, head_names(scorer.config.model_type)),
-    }
-    told["activation"] = scorer.activation
-    if config.finetune.mode != "full":
-        if config.scorer.random_weights:  # an adapter names its base, and nobody else has this one
-            scorer.base = str(run.path / "base")
-            told["scorer"] |= {"base": scorer.base, "random_weights": False, "config": {}, "tokenizer": None}
-            if rank() == 0:
-                Cappy(scorer).save_pretrained(scorer.base)
-        add_adapter(scorer, config.finetune)
-    if config.trainer.activation_checkpointing:
-        checkpoint_activations(scorer)
-    if config.trainer.compile:
-        scorer.model.compile(dynamic=True)
-    scorer.model.train()  # a loaded model is in evaluation mode, without dropout, and Lightning leaves that as it is
-    trained = sum(p.numel() for p in scorer.model.parameters() if p.requires_grad)
-    if rank() == 0:
-        say(f"{config.scorer.base}: {total:,} parameters, {trained:,} of them trained ({config.finetune.mode})")
+    scorer, told = _build(config, run.path)
     datamodule = CappyDataModule(
         data.train, data.validation, scorer.encoder, config.batch, config.data, seed=config.seed, test=data.test
     )
     steps = config.trainer.max_steps or max(1, round(config.trainer.epochs * datamodule.steps_per_epoch))
     datamodule.total_steps = steps
-    checkpoints = run.path / "checkpoints"
-    # One step more than an even share: the last round is not the trainer's, but comes after the export.
-    validate_every = steps // config.trainer.validations + 1
-    accumulate = config.batch.global_size // (config.batch.micro_size * _ranks(config))
     results = Results(run.path)
     export = Export(run.path, told, steps, results)
-    trainer = _trainer(
-        config,
-        make_strategy(config.trainer, config.batch),
-        [
-            StepProgress(steps),
-            results,
-            export,
-            RunCheckpoint(checkpoints, config.trainer.checkpoint_every, steps, validate_every, results),
-        ],
-        plugins=None if config.trainer.strategy.startswith("zero") else [WholeCheckpoints()],
-        max_epochs=1,  # one Lightning epoch is the whole training: the stream knows the real ones
-        max_steps=steps,
-        accumulate_grad_batches=accumulate,
-        gradient_clip_val=config.trainer.gradient_clip,
-        val_check_interval=validate_every * accumulate,
-        check_val_every_n_epoch=None,
-        # ZeRO-3 gathers parameters for a validation round and divides them again: no tensors of inference, then.
-        inference_mode=config.trainer.strategy != "zero3",
-    )
+    trainer = _fit_trainer(config, run.path, steps, results, export)
     run.commit()
-    latest = latest_checkpoint(checkpoints)
+    latest = latest_checkpoint(run.path / CHECKPOINTS)
     if latest and rank() == 0:
         say(f"continuing from {latest}")
     module = CappyModule(scorer, config.optimizer, steps, told)
@@ -143,10 +98,65 @@ def _fit(config: Config, run: RunDir) -> int:
         if results.best_step == steps:  # the last is the best
             remove(export.best)
         write_text(export.last / CARD, model_card(export.kind, told, export.facts(trainer) | {"report": report}))
-        results.write(report, {"parameters": total, "parameters_trained": trained})
+        results.write(report, _facts(told))
         if config.push_to_hub:
             say(f"uploaded: {push(export.last, config.push_to_hub)}")
     return 0
+
+
+def _build(config: Config, run: Path) -> tuple[Scorer, dict[str, Any]]:
+    """The scorer with what is trained of it, and what checkpoints and the model card say about the run."""
+    scorer = build_scorer(config.scorer)
+    sha256 = weights_hash(scorer.model, head_names(scorer.config.model_type))
+    base = {"name": scorer.base, "revision": scorer.revision, "sha256": sha256}
+    told = dataclasses.asdict(config) | {"base": base, "activation": scorer.activation}
+    told["parameters"] = sum(p.numel() for p in scorer.model.parameters())
+    if config.finetune.mode != "full":
+        if config.scorer.random_weights:  # an adapter names its base, and nobody else has this one
+            scorer.base = str(run / "base")
+            told["scorer"] |= {"base": scorer.base, "random_weights": False, "config": {}, "tokenizer": None}
+            if rank() == 0:
+                Cappy(scorer).save_pretrained(scorer.base)
+        add_adapter(scorer, config.finetune)
+    if config.trainer.activation_checkpointing:
+        checkpoint_activations(scorer)
+    if config.trainer.compile:
+        scorer.model.compile(dynamic=True)
+    scorer.model.train()  # a loaded model is in evaluation mode, without dropout, and Lightning leaves that as it is
+    told["parameters_trained"] = sum(p.numel() for p in scorer.model.parameters() if p.requires_grad)
+    if rank() == 0:
+        counts = f"{told['parameters']:,} parameters, {told['parameters_trained']:,} of them trained"
+        say(f"{config.scorer.base}: {counts} ({config.finetune.mode})")
+    return scorer, told
+
+
+def _facts(told: dict[str, Any]) -> dict[str, float]:
+    """Numbers of a run that are no metrics."""
+    facts: dict[str, float] = {"parameters": told["parameters"], "parameters_trained": told["parameters_trained"]}
+    if torch.cuda.is_available():
+        facts["train/peak_memory_bytes"] = torch.cuda.max_memory_allocated()
+    return facts
+
+
+def _fit_trainer(config: Config, run: Path, steps: int, results: Results, export: Export) -> Trainer:
+    # One step more than an even share: the last round is not the trainer's, but comes after the export.
+    validate_every = steps // config.trainer.validations + 1
+    accumulate = config.batch.global_size // (config.batch.micro_size * _ranks(config))
+    checkpoint = RunCheckpoint(run / CHECKPOINTS, config.trainer.checkpoint_every, steps, validate_every, results)
+    return _trainer(
+        config,
+        make_strategy(config.trainer, config.batch),
+        [StepProgress(steps), results, export, checkpoint],
+        plugins=None if config.trainer.strategy.startswith("zero") else [WholeCheckpoints()],
+        max_epochs=1,  # one Lightning epoch is the whole training: the stream knows the real ones
+        max_steps=steps,
+        accumulate_grad_batches=accumulate,
+        gradient_clip_val=config.trainer.gradient_clip,
+        val_check_interval=validate_every * accumulate,
+        check_val_every_n_epoch=None,
+        # ZeRO-3 gathers parameters for a validation round and divides them again: no tensors of inference, then.
+        inference_mode=config.trainer.strategy != "zero3",
+    )
 
 
 def _ranks(config: Config) -> int:

@@ -120,6 +120,16 @@ def test_another_config_or_a_live_run_on_the_directory_is_refused(
     assert "another process is at work" in done.stderr
 
 
+def test_the_best_and_the_last_checkpoint_and_export_are_kept(undisturbed: Path) -> None:
+    rounds = torch.load(undisturbed / "checkpoints" / "step-40.ckpt", weights_only=True)["callbacks"]["Results"]
+    best = min(rounds["validations"]["validation/mse"], key=lambda point: point[1])
+    assert best[0] == 21
+    assert {path.name for path in (undisturbed / "checkpoints").iterdir()} == {"step-21.ckpt", "step-40.ckpt"}
+    metrics = json.loads((undisturbed / "metrics.json").read_text())
+    assert metrics["best/mse"] == min(best[1], metrics["validation/mse"])
+    assert (undisturbed / "adapter_best").exists() == (metrics["best/step"] == 21)
+
+
 def test_checkpoints_hold_no_frozen_weights_and_load_as_weights_only(undisturbed: Path) -> None:
     path = undisturbed / "checkpoints" / "step-40.ckpt"
     checkpoint = torch.load(path, weights_only=True)

@@ -93,7 +93,11 @@ def test_the_adapter_says_its_base_by_name_and_hash(lora_run: Path) -> None:
     assert settings["base"] == "embedded"
     assert peft["base_model_name_or_path"] == "sentence-transformers/all-MiniLM-L6-v2"
     assert len(settings["base_sha256"]) == 64
-    assert settings["base_sha256"][:12] in (lora_run / "adapter" / "README.md").read_text()
+    card = (lora_run / "adapter" / "README.md").read_text()
+    assert settings["base_sha256"] in card
+    assert "Rouge-L × 100, with 95% paired" in card
+    assert "base_model: sentence-transformers/all-MiniLM-L6-v2" in card
+    assert "lora_rank: 16" in card
 
 
 def test_several_adapters_share_a_base_and_answer_by_task(lora_run: Path, pairs: Pairs, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from conftest import ROOT, SHORT_RUN, TINY_RUN, Run, start_cappy
 
 from cappy_lightning import Cappy
-from cappy_lightning.checkpoints import latest_checkpoint, read_checkpoint, zero_ranks
+from cappy_lightning.checkpoints import latest_checkpoint, read_checkpoint
 from cappy_lightning.config import load_config
 from cappy_lightning.export import PROBE
 from cappy_lightning.memory import estimate
@@ -88,7 +88,7 @@ def test_two_ranks_lose_and_export_as_one_does_over_a_stop(alone: Path, tmp_path
     latest = latest_checkpoint(run_dir / "checkpoints")
     assert latest
     assert latest.name == "step-10.ckpt"
-    assert zero_ranks(latest) == (0 if strategy == "ddp" else 2)
+    assert len(list(latest.glob("checkpoint/*optim_states.pt"))) == (0 if strategy == "ddp" else 2)
     done = start_cappy("train", *words)
     assert done.returncode == 0, done.stderr
     assert "continuing from" in done.stderr
@@ -126,10 +126,12 @@ def test_every_strategy_trains_stops_resumes_exports_and_loads_back(
 
 @pytest.mark.soak
 @pytest.mark.parametrize("strategy", ["ddp", "zero1", "zero2", "zero3"])
-@pytest.mark.parametrize("how", ["bf16", "activation_checkpointing", "offload"])
+@pytest.mark.parametrize("how", ["bf16", "activation_checkpointing", "offload", "compile"])
 def test_other_ways_to_compute_lose_alike(alone: Path, tmp_path: Path, strategy: str, how: str) -> None:
     if strategy == "ddp" and how == "offload":
         pytest.skip("DDP offloads nothing")
+    if strategy in ("zero1", "zero3") and how == "compile":
+        pytest.skip("refused with ZeRO-3; tried with DDP and ZeRO-2")
     option, tolerance = ("precision=bf16-mixed", 2e-3) if how == "bf16" else (f"{how}=true", 1e-6)
     run_dir = tmp_path / "run"
     words = (f"trainer.strategy={strategy}", "trainer.devices=2", f"trainer.{option}", f"run_dir={run_dir}")
