@@ -231,7 +231,7 @@ def kill_in_exports(adapter: Path, kills: int, seed: int) -> int:
 
 def test_a_kill_during_an_export_leaves_a_whole_adapter(lora_run: Path, tmp_path: Path) -> None:
     shutil.copytree(lora_run / "adapter", tmp_path / "adapter")
-    kill_in_exports(tmp_path / "adapter", kills=3, seed=1)
+    kill_in_exports(tmp_path / "adapter", kills=2, seed=1)
 
 
 @pytest.mark.soak
