@@ -107,17 +107,18 @@ def _fit(config: Config, run: RunDir) -> int:
 def _build(config: Config, run: Path) -> tuple[Scorer, dict[str, Any]]:
     """The scorer with what is trained of it, and what checkpoints and the model card say about the run."""
     scorer = build_scorer(config.scorer)
-    sha256 = weights_hash(scorer.model, head_names(scorer.config.model_type))
-    base = {"name": scorer.base, "revision": scorer.revision, "sha256": sha256}
+    base = {"name": scorer.base, "revision": scorer.revision}
     told = dataclasses.asdict(config) | {"base": base, "activation": scorer.activation}
     told["parameters"] = sum(p.numel() for p in scorer.model.parameters())
-    if config.finetune.mode != "full":
+    if config.finetune.mode == "full":
+        base["sha256"] = weights_hash(scorer.model, head_names(scorer.config.model_type))
+    else:
         if config.scorer.random_weights:  # an adapter names its base, and nobody else has this one
             scorer.base = str(run / "base")
             told["scorer"] |= {"base": scorer.base, "random_weights": False, "config": {}, "tokenizer": None}
             if rank() == 0:
                 Cappy(scorer).save_pretrained(scorer.base)
-        add_adapter(scorer, config.finetune)
+        base["sha256"] = add_adapter(scorer, config.finetune)["base_sha256"]
     if config.trainer.activation_checkpointing:
         checkpoint_activations(scorer)
     if config.trainer.compile:

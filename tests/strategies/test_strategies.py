@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,14 +45,14 @@ def stop_at(step: int, record: Path, *words: str) -> None:
     assert done.stderr.count("stopped and saved") == 1
 
 
-def state(run_dir: Path) -> dict[str, object]:
+def state(run_dir: Path) -> dict[str, Any]:
     path = latest_checkpoint(run_dir / "checkpoints")
     assert path
     return read_checkpoint(path)
 
 
 def losses(run_dir: Path) -> np.ndarray:
-    return np.array(state(run_dir)["callbacks"]["Results"]["losses"])[:, 1]  # type: ignore[index]
+    return np.array(state(run_dir)["callbacks"]["Results"]["losses"])[:, 1]
 
 
 def exported(run_dir: Path, mode: str = "full") -> np.ndarray:
@@ -151,7 +152,7 @@ def test_zero_goes_on_with_other_ranks_and_stages_and_without_zero(alone: Path, 
     stop_at(12, tmp_path / "record", *words, "trainer.strategy=zero1")
     whole = state(run_dir)
     theirs = state(alone)
-    assert whole["state_dict"].keys() == theirs["state_dict"].keys()  # type: ignore[attr-defined]
+    assert whole["state_dict"].keys() == theirs["state_dict"].keys()
     assert whole["optimizer_names"] == theirs["optimizer_names"]
     done = cappy("train", *words)
     assert done.returncode == 0, done.stderr

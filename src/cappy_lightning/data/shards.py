@@ -11,7 +11,6 @@ A directory holds `shard-00000.parquet ...` and `manifest.json`:
 Version 2 added the sizes and the tasks of the row groups: from the manifest alone follows what a training reads when.
 """
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -27,7 +26,7 @@ from numpy.typing import NDArray
 
 from cappy_lightning.data.locations import join, open_location, readable
 from cappy_lightning.errors import InputError
-from cappy_lightning.files import atomic_path, find_part_names, write_json
+from cappy_lightning.files import atomic_path, file_sha256, find_part_names, write_json
 from cappy_lightning.records import Instance
 
 SCHEMA_VERSION = 2
@@ -109,7 +108,7 @@ def write_shard(rows: Sequence[Instance], directory: Path, number: int, group_ro
         "rows": len(rows),
         "row_groups": [min(group_rows, len(rows) - start) for start in starts],
         "bytes": path.stat().st_size,
-        "sha256": _sha256(path),
+        "sha256": file_sha256(path),
         "tasks": {task: [group[task] for group in by_group] for task in dict.fromkeys(columns["task"])},
         "score_histogram": np.histogram(columns["score"], bins=10, range=(0, 1))[0].tolist(),
         "origins": dict(Counter(columns["origin"])),
@@ -197,8 +196,3 @@ def _entry(shard: dict[str, Any]) -> ShardEntry:
     if not all(counts.shape == (len(groups),) for counts in tasks.values()):
         raise ValueError
     return ShardEntry(str(shard["file"]), int(shard["rows"]), groups, int(shard["bytes"]), str(shard["sha256"]), tasks)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

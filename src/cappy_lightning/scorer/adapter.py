@@ -1,7 +1,6 @@
 """Adapters: the head with LoRA, with whole layers, or alone, in PEFT's own format."""
 
 import contextlib
-import hashlib
 import json
 import warnings
 from collections.abc import Iterator
@@ -27,7 +26,7 @@ from safetensors.torch import load_file
 import cappy_lightning
 from cappy_lightning.config import FinetuneConfig
 from cappy_lightning.errors import InputError
-from cappy_lightning.files import write_json
+from cappy_lightning.files import file_sha256, write_json
 from cappy_lightning.scorer.model import (
     EMBEDDED,
     EMBEDDED_HUB_NAME,
@@ -117,7 +116,7 @@ def save_adapter(scorer: Scorer, settings: dict[str, Any], directory: Path) -> N
     # Without the base name PEFT would try to look up the base's vocabulary on the hub.
     scorer.model.save_pretrained(str(directory), safe_serialization=True, save_embedding_layers=False)
     (directory / "README.md").unlink(missing_ok=True)  # PEFT's empty template
-    hashes = {name: _sha256(directory / name) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)}
+    hashes = {name: file_sha256(directory / name) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)}
     write_json(directory / SETTINGS_FILE, settings | {"sha256": hashes})
 
 
@@ -154,7 +153,7 @@ def read_settings(directory: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):
         raise InputError(path, "is damaged, expected the settings of an adapter") from None
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
-        if _sha256(directory / name) != hashes.get(name):
+        if file_sha256(directory / name) != hashes.get(name):
             raise InputError(directory / name, f"is not as it was exported, expected the SHA-256 {hashes.get(name)}")
     return dict(settings)
 
@@ -208,11 +207,6 @@ def load_adapter(scorer: Scorer, directory: Path, name: str) -> None:
     set_peft_model_state_dict(model, stored, adapter_name=name)
     model.set_adapter(name)
     model.eval()
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @contextlib.contextmanager

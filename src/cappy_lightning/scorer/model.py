@@ -269,7 +269,8 @@ def checkpoint_activations(scorer: Scorer) -> None:
     scorer.config.use_cache = False  # a decoder's option; transformers would say that it switches it off
     with warnings.catch_warnings():  # transformers 5.2x has a new name, which older versions lack
         warnings.simplefilter("ignore", FutureWarning)
-        scorer.model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        model: Any = scorer.model
+        model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def weights_hash(model: nn.Module, heads: tuple[str, ...]) -> str:
