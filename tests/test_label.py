@@ -1,6 +1,7 @@
 """`cappy label`: shards that are the same whatever happens on the way."""
 
 import contextlib
+import importlib
 import json
 import random
 import shutil
@@ -133,6 +134,41 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(
     assert again.returncode == 0 or "exists already" in again.stderr, again.stderr
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     print(f"{killed} kills, {shards} shards were finished before the last, all bytes equal at the end")
+
+
+@pytest.mark.usefixtures("small")
+def test_a_function_is_asked_once_for_each_candidate_however_often_it_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_slow_judge.py").write_text(
+        "asked = []\n"
+        "stop_every = None\n"
+        "def judge(instruction, references, response):\n"
+        "    if stop_every and len(asked) % stop_every == stop_every - 1:\n"
+        "        asked.append(None)\n"
+        "        raise KeyboardInterrupt\n"
+        "    asked.append((instruction, response))\n"
+        "    return len(response) % 10 / 10\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    judge = importlib.import_module("my_slow_judge")
+    config = Config()
+    config.label.score = "my_slow_judge:judge"
+    label(Sources([str(QUICKSTART_POOL)]), config, tmp_path / "whole", "train")
+    once = len(judge.asked)
+    judge.asked, judge.stop_every, stops = [], 701, 0
+    while not (tmp_path / "out").exists():
+        try:
+            label(Sources([str(QUICKSTART_POOL)]), config, tmp_path / "out", "train")
+        except KeyboardInterrupt:
+            stops += 1
+            for kept in (tmp_path / "out.partial").glob("scores-*"):
+                with open(kept, "ab") as file:
+                    file.write(b"cut off")
+    answered = [call for call in judge.asked if call]
+    assert stops > 3
+    assert len(answered) == len(set(answered)) == once
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 def test_parts_hold_every_example_once_and_are_read_as_one(tmp_path: Path, pools: list[Pool]) -> None:

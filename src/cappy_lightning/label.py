@@ -2,6 +2,7 @@
 
 While it is under way the shards lie in `OUT.partial`, beside a journal with one line for each that is
 finished. The same call continues after the last of them; what it labels again gives the same instances.
+What a function of the user's has said since then lies there too: no candidate is judged twice by it.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ from cappy_lightning.config import Config
 from cappy_lightning.data.shards import MANIFEST, SHARD_ROWS, read_manifest, write_manifest, write_shard
 from cappy_lightning.errors import InputError
 from cappy_lightning.files import kept_on_failure, make_dir, open_locked, parse_line, replace, to_line
+from cappy_lightning.labeling.measures import KeptScores
 from cappy_lightning.labeling.weak_labels import BLOCK, Labeler
 from cappy_lightning.progress import Ticker, say
 from cappy_lightning.records import Instance, Pool, Split
@@ -77,9 +79,12 @@ def _label(sources: Sources, config: Config, directory: Path, split: Split, made
     consumed = shards[-1]["pools"] if shards else 0
     rows: list[Instance] = []
     label_block = labeler.training if split == "train" else labeler.validation
+    measure, costly = labeler.measure, ":" in config.label.score  # a function may ask an LLM or a person
     with Ticker(f"labelling {out.name}", None, consumed) as ticker, open(directory / JOURNAL, "ab") as journal:
         while True:
             block = list(islice(pools, BLOCK))
+            if costly and not rows:
+                labeler.measure = KeptScores(measure, directory / _scores_file(len(shards)))
             rows += label_block(block)
             consumed += len(block)
             ticker.advance(len(block))
@@ -89,6 +94,7 @@ def _label(sources: Sources, config: Config, directory: Path, split: Split, made
                     shards.append(write_shard(rows, directory, len(shards)) | state)
                     journal.write(to_line(shards[-1]).encode())
                     journal.flush()
+                    (directory / _scores_file(len(shards) - 1)).unlink(missing_ok=True)
                 rows = []
             if not block:
                 break
@@ -98,6 +104,10 @@ def _label(sources: Sources, config: Config, directory: Path, split: Split, made
         write_manifest(directory, shards, made_by)
     for note in (*sources.notes(), *labeler.warnings()):
         say(note)
+
+
+def _scores_file(shard: int) -> str:
+    return f"scores-{shard:05d}"
 
 
 def _of_split(pools: Iterator[Pool], split: Split, digest: Any) -> Iterator[Pool]:
@@ -122,7 +132,7 @@ def _read_journal(directory: Path, made_by: dict[str, Any]) -> list[dict[str, An
             stream.truncate(len(whole))
     lines = whole.splitlines()[1:]
     shards = [parse_line(line, f"{path}:{number}") for number, line in enumerate(lines, start=2)]
-    known = {path.name, *(shard["file"] for shard in shards)}
+    known = {path.name, _scores_file(len(shards)), *(shard["file"] for shard in shards)}
     for file in directory.iterdir():
         if file.name not in known:
             file.unlink()

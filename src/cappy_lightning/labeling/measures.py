@@ -1,13 +1,18 @@
 """How good a response is, given references: the score of sampled responses and the metric of reports."""
 
+import hashlib
 import importlib
+import json
 import os
+import struct
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from cappy_lightning.errors import InputError
+from cappy_lightning.files import kept_on_failure
 from cappy_lightning.labeling.rouge import Item, RougeL
 from cappy_lightning.labeling.tokens import Encoder
 from cappy_lightning.records import normalize
@@ -67,6 +72,43 @@ class _Function:
                 return score
             problem = f"gave {score}, expected a number from 0 to 1"
         raise InputError(f"label.score={self.name}", f"{problem}, for the response {response[:80]!r}")
+
+
+class KeptScores:
+    """A measure asked one item at a time, whose scores are in a file as soon as they are there.
+
+    What the file holds of an earlier call, as after a kill, is not asked again.
+
+    Args:
+        measure: whose scores are kept; for what is so costly that it is not to be asked twice.
+        path: of the file, 24 bytes a score.
+    """
+
+    _RECORD = struct.Struct("<16sd")  # the item's hash, its score
+
+    def __init__(self, measure: Measure, path: Path) -> None:
+        self.name, self._measure, self._path = measure.name, measure, path
+        held = path.read_bytes() if path.exists() else b""
+        self._whole = len(held) // self._RECORD.size * self._RECORD.size
+        self._known: dict[bytes, float] = dict(self._RECORD.iter_unpack(held[: self._whole]))
+
+    def scores(self, items: Sequence[Item]) -> list[float]:
+        """The score of every item, in the order given.
+
+        Raises:
+            InputError: the file cannot be written, or what the measure raises.
+        """
+        return list(map(self._score, items))
+
+    def _score(self, item: Item) -> float:
+        key = hashlib.md5(json.dumps(item).encode(), usedforsecurity=False).digest()
+        if key not in self._known:
+            (self._known[key],) = self._measure.scores([item])
+            with kept_on_failure(self._path, "what is there"), open(self._path, "ab") as file:
+                file.truncate(self._whole)  # a score that was cut off
+                file.write(self._RECORD.pack(key, self._known[key]))
+            self._whole += self._RECORD.size
+        return self._known[key]
 
 
 def open_measure(score: str, tokenizer: str) -> Measure:

@@ -31,12 +31,13 @@ class Labeler:
 
     Attributes:
         counts: `examples` seen, and `voiceless`, those of whose references the tokenizer leaves nothing.
+        measure: of sampled candidates.
     """
 
     def __init__(self, config: LabelConfig, seed: int) -> None:
         self.config, self.seed = config, seed
         self.counts: Counter[str] = Counter()
-        self._measure = open_measure(config.score, config.tokenizer)
+        self.measure = open_measure(config.score, config.tokenizer)
         # Other measures do not look at tokens.
         self._words = TOKENIZERS[config.tokenizer] if config.score in ("rouge_l", "token_f1") else None
 
@@ -131,7 +132,7 @@ class Labeler:
                         "has a candidate without a score, but neither references nor choices to judge it by",
                     )
                 seen.add(response)
-        for place, item, score in zip(places, items, self._measure.scores(items), strict=True):
+        for place, item, score in zip(places, items, self.measure.scores(items), strict=True):
             labels[place].append((item[2], score, "sampled"))
         return labels
 
