@@ -59,6 +59,23 @@ def rouge_l(references: Sequence[str], response: str) -> float:
     return value
 
 
+_STATUS = pytest.StashKey[int]()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End at once: native threads of the libraries under test have once kept an interpreter from ending."""
+    status = config.stash.get(_STATUS, None)
+    if status is not None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    session.config.stash[_STATUS] = int(exitstatus)
+
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 

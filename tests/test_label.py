@@ -5,7 +5,6 @@ import importlib
 import json
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -15,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import QUICKSTART_POOL, ROOT, run_cappy
+from conftest import QUICKSTART_POOL, run_cappy
+from forked import Forked
 
 from cappy_lightning import label as job
 from cappy_lightning.config import Config
@@ -111,18 +111,17 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(
 ) -> None:
     generator = random.Random(kills)
     source = many(tmp_path / "pool.jsonl", pools, copies)
-    command = [sys.executable, "-m", "cappy_lightning", "label", str(source), "-o"]
     begun = time.monotonic()
-    done = subprocess.run([*command, str(tmp_path / "whole")], cwd=ROOT, capture_output=True, check=False)
+    done = run_cappy("label", source, "-o", tmp_path / "whole")
     seconds = time.monotonic() - begun
     assert done.returncode == 0, done.stderr
     shards = killed = 0
     journal = tmp_path / "out.partial" / job.JOURNAL
     for _ in range(kills):
-        process = subprocess.Popen([*command, str(tmp_path / "out")], cwd=ROOT, stderr=subprocess.DEVNULL)
+        process = Forked(tmp_path / "printed", "label", source, "-o", tmp_path / "out")
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(generator.uniform(0.1, 0.8 if kills == 1 else 0.4) * seconds)
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.wait()
         if (tmp_path / "out").exists():  # it was faster
             break
@@ -130,7 +129,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(
         now = journal.read_bytes().count(b"\n") - 1 if journal.exists() else 0
         assert now >= shards
         shards = now
-    again = subprocess.run([*command, str(tmp_path / "out")], cwd=ROOT, capture_output=True, text=True, check=False)
+    again = run_cappy("label", source, "-o", tmp_path / "out")
     assert again.returncode == 0 or "exists already" in again.stderr, again.stderr
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     print(f"{killed} kills, {shards} shards were finished before the last, all bytes equal at the end")

@@ -2,7 +2,6 @@
 
 import json
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -11,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import run_cappy
+from forked import Forked
 
 from cappy_lightning.backbones.backbone import Request
 from cappy_lightning.backbones.decoding import Decoding
@@ -73,25 +73,24 @@ def test_killed_at_random_moments_a_recording_ends_with_nothing_lost_or_doubled(
         for e in EXAMPLES
     ]
     examples.write_text("".join(json.dumps(e.to_row()) + "\n" for e in many))
-    command = [sys.executable, "-m", "cappy_lightning", "generate", str(examples), "-o", str(out)]
-    command.append("backbone.max_tokens=6")
+    command = ("generate", examples, "-o", out, "backbone.max_tokens=6")
     recorded: list[str] = []
     for _ in range(kills):
-        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        process = Forked(tmp_path / "printed", *command)
         lines = len(recorded)
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and (not partial.exists() or partial.read_text().count("\n") <= lines):
             time.sleep(0.02)
         time.sleep(generator.uniform(0, 2))
-        assert process.poll() is None, "it had ended before the kill"
-        process.send_signal(signal.SIGKILL)
+        assert process.returncode is None, "it had ended before the kill"
+        process.kill()
         process.wait()
         now = partial.read_text().splitlines()
         assert now[: len(recorded)] == recorded  # nothing lost
         recorded = [line for line in now if line.endswith("}")]
         if generator.random() < 0.5:  # as a kill within a write leaves it
             partial.write_text("\n".join(recorded) + '\n{"pool": {"task": "colors", "id": "cut o')
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=6000)
+    done = run_cappy(*command)
     assert done.returncode == 0, done.stderr
     assert "continuing, " in done.stderr
     rows = [json.loads(line) for line in out.read_text().splitlines()]
@@ -100,7 +99,7 @@ def test_killed_at_random_moments_a_recording_ends_with_nothing_lost_or_doubled(
     made_by = json.loads(made_by_path(out).read_text())
     assert sum(len(row["candidates"]) for row in rows) + made_by["empty"] == 13 * len(many)
     assert not partial.exists()
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
+    again = run_cappy(*command)
     assert (again.returncode, "exists already" in again.stderr) == (2, True)
     print(
         f"{kills} kills, {len(recorded) - 1} of {len(many)} examples recorded before the last, all there once at the end"

@@ -1,17 +1,15 @@
 """Interrupted runs continue with the very next step and end where an undisturbed run ends."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, SHORT_RUN, Run
+from conftest import SHORT_RUN, Run
+from forked import Forked
 from safetensors.torch import load_file
 
 from cappy_lightning.checkpoints import latest_checkpoint
@@ -21,25 +19,21 @@ from cappy_lightning.data.shards import read_manifest
 LONGER = (*SHORT_RUN, "scorer.dropout=0.1", "trainer.max_steps=40", "trainer.checkpoint_every=5")
 
 
-def start(run_dir: Path, *words: str) -> subprocess.Popen[str]:
-    """The run in a process group of its own, as a shell starts it."""
-    command = [sys.executable, "train.py", *LONGER, *words, f"run_dir={run_dir}"]
-    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE}
-    return subprocess.Popen(command, cwd=ROOT, text=True, start_new_session=True, **pipes)
+def start(run_dir: Path, *words: str) -> Forked:
+    return Forked(run_dir.with_name("printed"), "train", *LONGER, *words, f"run_dir={run_dir}")
 
 
-def stop_at(run_dir: Path, step: int, number: signal.Signals, *words: str) -> tuple[int, str]:
+def stop_at(run_dir: Path, step: int, number: signal.Signals, *words: str) -> tuple[int | None, str]:
     """Start the run, send a signal to its group when a checkpoint of at least `step` is there, and wait."""
     process = start(run_dir, *words)
     deadline = time.monotonic() + 600
-    while time.monotonic() < deadline and process.poll() is None:
+    while time.monotonic() < deadline and process.returncode is None:
         latest = latest_checkpoint(run_dir / "checkpoints")
         if latest and int(latest.stem.split("-")[1]) >= step:
             break
         time.sleep(0.01)
-    os.killpg(process.pid, number)
-    _, error = process.communicate(timeout=600)
-    return process.returncode, error
+    process.kill(number)
+    return process.wait(), process.stderr
 
 
 @pytest.fixture(scope="module")
@@ -114,8 +108,8 @@ def test_another_config_or_a_live_run_on_the_directory_is_refused(
     while not (tmp_path / "run" / "config.yaml").exists():
         time.sleep(0.01)
     done = cappy("train", *LONGER, f"run_dir={tmp_path / 'run'}")
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.kill()
+    process.wait()
     assert done.returncode == 2
     assert "another process is at work" in done.stderr
 
