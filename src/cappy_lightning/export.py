@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub import HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor
 
 from cappy_lightning.checkpoints import CHECKPOINTS, CONFIG, latest_checkpoint, read_checkpoint
@@ -145,8 +144,8 @@ def push(directory: Path, repository: str) -> str:
     try:
         made = api.create_repo(repository, exist_ok=True, private=True)
         api.upload_folder(repo_id=made.repo_id, folder_path=directory, commit_message="Export of cappy-lightning")
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # by the hub, its client, the network; each has kinds of its own
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InputError(
             "push_to_hub", f"{directory} could not be uploaded to {repository} ({reason}); the run itself is complete"
         ) from None

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SHORT_RUN, Run
+from hub import open_hub
 from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -163,19 +164,27 @@ def test_onnx_runtime_gives_the_same_scores(lora_run: Path, pairs: Pairs, tmp_pa
     assert np.ptp(found) > 0.01
 
 
-def test_an_adapter_on_the_hub_is_loaded_by_its_name(
-    lora_run: Path, pairs: Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_adapter_is_uploaded_by_a_run_and_loaded_by_its_name(
+    lora_run: Path, pairs: Pairs, tmp_path: Path, cappy: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The hub's own cache, as a download leaves it."""
-    repository = tmp_path / "models--me--tickets"
-    shutil.copytree(lora_run / "adapter", repository / "snapshots" / ("0" * 40))
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("0" * 40)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    expected = Cappy.from_pretrained(lora_run / "adapter").score(pairs[:10])
-    assert (Cappy.from_pretrained("me/tickets").score(pairs[:10]) == expected).all()
-    both = Cappy.from_pretrained("embedded", adapter={"a": "me/tickets", "b": lora_run / "adapter"})
-    assert np.abs(both.score(pairs[:10], task="a") - expected).max() <= 1e-6
+    """By the hub's own client, to a stand-in of the hub."""
+    shutil.copytree(lora_run, tmp_path / "run")
+    (tmp_path / "run" / "metrics.json").unlink()  # what is left to do is to export and report
+    monkeypatch.setenv("HF_TOKEN", "a-secret")
+    with open_hub(str(tmp_path / "cache"), monkeypatch) as hub:
+        done = cappy("train", *SHORT_RUN, "push_to_hub=me/tickets", f"run_dir={tmp_path / 'run'}")
+        assert done.returncode == 0, done.stderr
+        assert hub.private == {"me/tickets": True}
+        assert hub.tokens == {"Bearer a-secret"}
+        assert hub.files["me/tickets"] == {
+            file.name: file.read_bytes() for file in (tmp_path / "run" / "adapter").iterdir()
+        }
+        expected = Cappy.from_pretrained(lora_run / "adapter").score(pairs[:10])
+        assert (Cappy.from_pretrained("me/tickets").score(pairs[:10]) == expected).all()
+        both = Cappy.from_pretrained("embedded", adapter={"a": "me/tickets", "b": lora_run / "adapter"})
+        assert np.abs(both.score(pairs[:10], task="a") - expected).max() <= 1e-6
+    assert "a-secret" not in done.stdout + done.stderr
+    assert not [path for path in (tmp_path / "run").rglob("*") if path.is_file() and b"a-secret" in path.read_bytes()]
 
 
 def test_an_upload_that_fails_is_said_in_one_line_and_without_a_token_before_the_training(
