@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from small_models import ARCHITECTURES, SMALL, settings
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -52,6 +53,15 @@ def test_an_adapter_trains_the_head_whole_and_survives_a_reload(model_type: str,
     loaded = Cappy.from_pretrained(tmp_path / "adapter")
     assert np.abs(loaded.score(PAIRS) - Cappy(scorer).score(PAIRS)).max() <= 1e-5
     assert np.abs(loaded.score(PAIRS) - base.score(PAIRS)).max() > 1e-3
+    types = "roberta" not in model_type
+    bare = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
+    plain = PeftModel.from_pretrained(bare, tmp_path / "adapter").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")
+    with torch.inference_mode():
+        logits = [
+            float(plain(**tokenizer(*pair, return_tensors="pt", return_token_type_ids=types)).logits) for pair in PAIRS
+        ]
+    assert np.abs(loaded.logits(PAIRS) - logits).max() <= 1e-5
     loaded.save_pretrained(tmp_path / "merged")
     assert np.abs(Cappy.from_pretrained(tmp_path / "merged").score(PAIRS) - loaded.score(PAIRS)).max() <= 1e-5
 

@@ -89,9 +89,10 @@ def lora_config(model: Any, config: FinetuneConfig, name: str) -> LoraConfig:
     """
     heads = head_names(model.model_type)
     targets: list[str] | str = DUMMY_TARGET_MODULES
-    trained = list(heads)
+    excluded, trained = None, list(heads)
     if config.mode == "lora":
         targets = list(config.lora_targets) or list(LORA_TARGETS[model.model_type])
+        excluded = r".*\b(" + "|".join(heads) + r")\b.*"  # a head's layers are trained whole
     if config.mode == "layers":
         count = model.num_hidden_layers
         if config.layers > count:
@@ -105,7 +106,7 @@ def lora_config(model: Any, config: FinetuneConfig, name: str) -> LoraConfig:
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
         target_modules=targets,
-        exclude_modules=r".*\b(" + "|".join(heads) + r")\b.*",  # a head's layers are trained whole
+        exclude_modules=excluded,
         modules_to_save=trained,
     )
 
