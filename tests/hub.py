@@ -4,8 +4,10 @@ import base64
 import hashlib
 import http.server
 import json
+import os
 import re
 import threading
+import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,12 +18,42 @@ COMMIT = "1" * 40
 
 
 class Hub:
-    """Files by repository and path; `private` as each repository was made; `tokens` that came with requests."""
+    """Files by repository and path; `private` as each repository was made; `tokens` that came with requests.
+
+    Repositories of data sets are named as in addresses, `datasets/me/rows`; one that has other files in some revision
+    is there twice, as `datasets/me/rows@REVISION` too.
+    """
 
     def __init__(self) -> None:
         self.files: dict[str, dict[str, bytes]] = {}
         self.private: dict[str, bool] = {}
         self.tokens: set[str | None] = set()
+
+
+_INFO = re.compile(r"/api/(?:models/|(datasets/))([^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/]+)(/.*)?)?")
+_FILE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/(resolve)/([^/]+)/(.+)")
+
+
+def _oid(data: bytes) -> str:
+    return hashlib.sha1(data).hexdigest()
+
+
+def _folder(path: str) -> dict[str, Any]:
+    return {"type": "directory", "path": path, "oid": _oid(path.encode())}
+
+
+def _entries(files: dict[str, bytes]) -> list[dict[str, Any]]:
+    return [{"type": "file", "path": name, "size": len(data), "oid": _oid(data)} for name, data in files.items()]
+
+
+def _listed(files: dict[str, bytes], folder: str, recursive: bool) -> list[dict[str, Any]]:
+    start = f"{folder}/" if folder else ""
+    inside = {name: data for name, data in files.items() if name.startswith(start)}
+    if recursive:
+        return _entries(inside)
+    own = {name: data for name, data in inside.items() if "/" not in name[len(start) :]}
+    folders = sorted({start + name[len(start) :].split("/")[0] for name in inside if name not in own})
+    return [*_entries(own), *map(_folder, folders)]
 
 
 def _handler(hub: Hub) -> type[http.server.BaseHTTPRequestHandler]:
@@ -51,6 +83,13 @@ def _handler(hub: Hub) -> type[http.server.BaseHTTPRequestHandler]:
                 return self._answer({"url": f"http://{self.headers['host']}/{name}"})
             if self.path == "/api/validate-yaml":
                 return self._answer({"errors": [], "warnings": []})
+            info = _INFO.fullmatch(self.path)
+            if info and info[3] == "paths-info" and (files := self._files(info)) is not None:
+                asked = urllib.parse.parse_qs(body.decode())["paths"]
+                folders = sorted({folder for folder in map(os.path.dirname, files) if folder})
+                return self._answer(
+                    [entry for entry in [*_entries(files), *map(_folder, folders)] if entry["path"] in asked]
+                )
             found = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(preupload|commit)/main", self.path)
             if not found or found[1] not in hub.files:
                 return self._missing()
@@ -64,24 +103,26 @@ def _handler(hub: Hub) -> type[http.server.BaseHTTPRequestHandler]:
             address = f"http://{self.headers['host']}/{found[1]}/commit/{COMMIT}"
             return self._answer({"commitUrl": address, "commitOid": COMMIT})
 
+        def _files(self, found: re.Match[str]) -> dict[str, bytes] | None:
+            """The files of a repository in a revision: the first and the last group but one."""
+            name = (found[1] or "") + found[2]
+            return hub.files.get(f"{name}@{urllib.parse.unquote(found[4] or 'main')}", hub.files.get(name))
+
         def do_GET(self) -> None:
-            path = self.path.split("?")[0]
-            info = re.fullmatch(r"/api/models/([^/]+/[^/]+)(/(revision|tree)/[^/]+)?", path)
-            if info and info[1] in hub.files:
-                files = hub.files[info[1]]
-                if info[3] == "tree":
-                    return self._answer([
-                        {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-                        for name, data in files.items()
-                    ])  # fmt: skip
-                return self._answer({"id": info[1], "sha": COMMIT, "siblings": [{"rfilename": n} for n in files]})
-            file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path)
-            if not file or file[1] not in hub.files:
+            path, _, query = self.path.partition("?")
+            info, file = _INFO.fullmatch(path), _FILE.fullmatch(path)
+            files = self._files(info or file) if info or file else None
+            if files is None:
                 return self._missing()
-            if file[2] not in hub.files[file[1]]:
+            if info and info[3] == "tree":
+                folder = urllib.parse.unquote((info[5] or "")[1:])
+                return self._answer(_listed(files, folder, "recursive=true" in query.lower()))
+            if info:
+                return self._answer({"id": info[2], "sha": COMMIT, "siblings": [{"rfilename": n} for n in files]})
+            assert file
+            if file[5] not in files:
                 return self._answer({}, 404, X_Error_Code="EntryNotFound", X_Repo_Commit=COMMIT)
-            data = hub.files[file[1]][file[2]]
-            return self._answer(data, ETag=f'"{hashlib.sha1(data).hexdigest()}"', X_Repo_Commit=COMMIT)
+            return self._answer(files[file[5]], ETag=f'"{_oid(files[file[5]])}"', X_Repo_Commit=COMMIT)
 
         do_HEAD = do_GET
 
@@ -89,20 +130,25 @@ def _handler(hub: Hub) -> type[http.server.BaseHTTPRequestHandler]:
 
 
 @contextmanager
-def open_hub(cache: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub that this process takes for the real one; what is downloaded goes to `cache`."""
+def serve_hub() -> Iterator[tuple[Hub, str]]:
+    """A hub and its address, as other processes take it from $HF_ENDPOINT."""
     hub = Hub()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    with monkeypatch.context() as patch:
-        endpoint = f"http://127.0.0.1:{server.server_port}"
-        patch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
-        template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    try:
+        yield hub, f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@contextmanager
+def open_hub(cache: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub that this process takes for the real one; what is downloaded goes to `cache`."""
+    with serve_hub() as (hub, address), monkeypatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.ENDPOINT", address)
+        template = address + "/{repo_id}/resolve/{revision}/{filename}"
         patch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
         patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
         patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", cache)
-        try:
-            yield hub
-        finally:
-            server.shutdown()
-            server.server_close()
+        yield hub
