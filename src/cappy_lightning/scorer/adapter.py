@@ -159,14 +159,19 @@ def read_settings(directory: Path) -> dict[str, Any]:
     return dict(settings)
 
 
-def load_adapter(scorer: Scorer, directory: Path, name: str) -> None:
+def load_adapter(scorer: Scorer, directory: Path, settings: dict[str, Any], name: str) -> None:
     """Put a saved adapter onto a base scorer, under a name, and make it the active one.
+
+    Args:
+        scorer: the base, or with other adapters on it already.
+        directory: of the adapter.
+        settings: from `read_settings`.
+        name: of the adapter on this scorer.
 
     Raises:
         InputError: the base has other weights than the adapter was trained on; tensors are missing,
             too many, of another shape or not finite; or an adapter that is there trained other layers whole.
     """
-    settings = read_settings(directory)
     model = scorer.model
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     heads = head_names(scorer.config.model_type)
@@ -191,8 +196,6 @@ def load_adapter(scorer: Scorer, directory: Path, name: str) -> None:
                 model.add_adapter(name, lora)
             else:
                 scorer.model = model = PeftModelForSequenceClassification(model, lora, adapter_name=name)
-    except InputError:
-        raise
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise InputError(directory, f"cannot be loaded ({str(error).strip().splitlines()[0]})") from None
     expected = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)

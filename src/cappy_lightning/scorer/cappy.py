@@ -64,8 +64,9 @@ class Cappy:
         Raises:
             InputError: something that cannot be found, read or trusted; a checkpoint without a head.
         """
-        if adapter is None and (own := find_adapter(path, revision)):
-            path, adapter, revision = read_settings(own)["base"], own, None
+        own = find_adapter(path, revision) if adapter is None else None
+        if own:
+            adapter, revision = own, None
         named = adapter if isinstance(adapter, Mapping) else {} if adapter is None else {"default": adapter}
         adapters = {str(name): find_adapter(place) or Path(place) for name, place in named.items()}
         stored = [read_settings(directory) for directory in adapters.values()] or [stored_settings(str(path), revision)]
@@ -79,10 +80,10 @@ class Cappy:
         if max_length is not None:
             settings["max_length"] = max_length
         revision = revision or (stored[0].get("revision") if adapters else None)
-        config = ScorerConfig(base=str(path), revision=revision, **settings)
+        config = ScorerConfig(base=stored[0]["base"] if own else str(path), revision=revision, **settings)
         cappy = cls(build_scorer(config, new_head=bool(adapters)))
-        for name, directory in adapters.items():
-            load_adapter(cappy.scorer, directory, name)
+        for (name, directory), own_settings in zip(adapters.items(), stored, strict=False):
+            load_adapter(cappy.scorer, directory, own_settings, name)
         cappy._tasks = tuple(adapters) if isinstance(adapter, Mapping) else ()
         cappy.scorer.model.eval().requires_grad_(False)
         cappy.scorer.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
