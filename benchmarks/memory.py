@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from cappy_lightning.config import load_config
+from cappy_lightning.config_loading import load_config
 from cappy_lightning.memory import estimate
 
 OVERLAYS = ("ddp", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")

@@ -11,9 +11,11 @@ import pytest
 from cappy_lightning.backbones import generate
 from cappy_lightning.backbones.backbone import Answer, Request
 from cappy_lightning.backbones.decoding import Decoding
-from cappy_lightning.config import BackboneConfig, Config, all_keys, describe_keys, load_config
+from cappy_lightning.config import BackboneConfig, Config
+from cappy_lightning.config_loading import load_config
 from cappy_lightning.errors import InputError
 from cappy_lightning.records import Candidate, Example
+from cappy_lightning.schema import all_keys, describe_keys
 from cappy_lightning.sources.jsonl import read_labelled_pools
 
 SOURCE = "data.pool=pool.jsonl"
@@ -213,7 +215,7 @@ def test_a_value_may_end_like_a_recipe() -> None:
 
 
 def test_the_help_describes_every_key() -> None:
-    text, keys = describe_keys(), all_keys()
+    text, keys = describe_keys(Config), all_keys(Config)
     assert text.count("\n      ") == len(keys) == sum(1 for line in text.splitlines() if line.startswith("  ")) / 2
     for name, field in keys.items():
         assert f"  {name}  (" in text

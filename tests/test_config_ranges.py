@@ -2,7 +2,8 @@
 
 import pytest
 
-from cappy_lightning.config import BackboneConfig, check_config, load_config
+from cappy_lightning.config import BackboneConfig
+from cappy_lightning.config_loading import check_config, load_config
 from cappy_lightning.errors import InputError
 
 SOURCE = "data.pool=pool.jsonl"

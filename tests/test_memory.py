@@ -7,7 +7,8 @@ import pytest
 import torch
 from conftest import TINY_RUN, Run
 
-from cappy_lightning.config import Config, load_config
+from cappy_lightning.config import Config
+from cappy_lightning.config_loading import load_config
 from cappy_lightning.memory import estimate
 from cappy_lightning.scorer.adapter import add_adapter
 from cappy_lightning.scorer.model import build_scorer

@@ -8,7 +8,8 @@ import pytest
 from conftest import ROOT
 
 from cappy_lightning.cli import _parser
-from cappy_lightning.config import all_keys
+from cappy_lightning.config import Config
+from cappy_lightning.schema import all_keys
 from cappy_lightning.sources.spec import SourcesConfig
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "data" / "quickstart" / "README.md"]
@@ -35,7 +36,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_parse_and_name_known_keys_and_recipes(page: Path) -> None:
-    known = {*all_keys(), *all_keys(SourcesConfig)}
+    known = {*all_keys(Config), *all_keys(SourcesConfig)}
     for words in commands(page):
         if "--help" in words:
             continue

@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT, Run
 from omegaconf import OmegaConf
 
-from cappy_lightning.config import load_config
+from cappy_lightning.config_loading import load_config
 
 RECIPES = sorted(path.name for path in (ROOT / "conf").glob("*.yaml") if "name" in OmegaConf.load(path))
 OVERLAYS = sorted(path.name for path in (ROOT / "conf").glob("*.yaml") if path.name not in RECIPES)

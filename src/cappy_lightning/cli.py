@@ -9,11 +9,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TextIO
 
-from cappy_lightning.config import BackboneConfig, Config, LabelConfig, describe_keys, load_config
+from cappy_lightning.config import BackboneConfig, Config, LabelConfig
+from cappy_lightning.config_loading import load_config
 from cappy_lightning.errors import InputError
 from cappy_lightning.files import atomic_path, find_parts, part_name, read_jsonl, to_line
 from cappy_lightning.progress import say
 from cappy_lightning.records import SPLITS
+from cappy_lightning.schema import describe_keys
 from cappy_lightning.sources.spec import Shard, SourceConfig, Sources, SourcesConfig
 
 
@@ -71,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         "  cappy train conf/quickstart.yaml\n"
         "  cappy train conf/adapt.yaml data.pool=my_pool.jsonl seed=1\n"
         "  cappy train conf/pretrain.yaml conf/smoke.yaml",
-        epilog="Keys:\n" + describe_keys(),
+        epilog="Keys:\n" + describe_keys(Config),
     )
     train.add_argument("config", nargs="*", metavar="RECIPE.yaml [OVERLAY.yaml ...] [key=value ...]")
     train.add_argument("--json", action="store_true", help="print the metrics as one JSON object")

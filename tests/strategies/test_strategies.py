@@ -14,7 +14,7 @@ from conftest import ROOT, SHORT_RUN, TINY_RUN, Run, start_cappy
 
 from cappy_lightning import Cappy
 from cappy_lightning.checkpoints import latest_checkpoint, read_checkpoint
-from cappy_lightning.config import load_config
+from cappy_lightning.config_loading import load_config
 from cappy_lightning.export import PROBE
 from cappy_lightning.memory import estimate
 

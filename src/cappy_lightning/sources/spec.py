@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cappy_lightning.config import key, merge
 from cappy_lightning.errors import InputError
 from cappy_lightning.files import find_parts
 from cappy_lightning.records import SPLITS, Pool, Split
+from cappy_lightning.schema import key, merge
 from cappy_lightning.sources.bigbench import bigbench_examples, fetch
 from cappy_lightning.sources.jsonl import SAMPLES, pool_from_row
 from cappy_lightning.sources.promptsource import (

@@ -1,0 +1,129 @@
+"""A dataclass as the schema of YAML files: its fields are the keys, their metadata the help texts.
+
+A configuration is `merge(schema, [*yaml files, key=value ...])`, left to right, by OmegaConf.
+"""
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Sequence
+from dataclasses import field
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cappy_lightning.errors import InputError
+
+Schema = typing.TypeVar("Schema")
+
+
+def key(default: Any, help: str) -> Any:
+    """A config key with its default and its help text."""
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: default.copy(), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+def section(cls: type) -> Any:
+    """A nested section of the schema."""
+    return field(default_factory=cls)
+
+
+def merge(schema: type[Schema], arguments: Sequence[str]) -> Schema:
+    """Merge YAML files and `key=value` words, left to right, onto a dataclass.
+
+    Raises:
+        InputError: a file that cannot be read, an unknown key, or a value of the wrong type.
+    """
+    merged = OmegaConf.structured(schema)
+    for argument in arguments:
+        overlay, where = _parse_argument(argument)
+        try:
+            _check_keys(overlay, merged, where, list(all_keys(schema)))
+            merged = typing.cast(DictConfig, OmegaConf.merge(merged, overlay))
+        except OmegaConfBaseException as error:
+            raise InputError(f"{where}: {error.full_key or ''}", _reason(error)) from None
+        except (TypeError, ValueError, AttributeError) as error:  # OmegaConf's answer to a list for a mapping
+            raise InputError(where, str(error).splitlines()[0]) from None
+    try:
+        OmegaConf.resolve(merged)
+        return typing.cast(Schema, OmegaConf.to_object(merged))
+    except OmegaConfBaseException as error:
+        raise InputError(error.full_key or "config", _reason(error)) from None
+
+
+def _reason(error: OmegaConfBaseException) -> str:
+    return str(error.msg if error.msg else error).splitlines()[0]
+
+
+def _parse_argument(argument: str) -> tuple[DictConfig, str]:
+    """One YAML file or one `key=value` as a config, with its name for messages."""
+    name, equals, value = argument.partition("=")
+    if equals and "/" not in name:
+        if value == "-":  # standard input, which YAML takes for an empty list
+            argument = f"{name}='-'"
+        try:
+            return OmegaConf.from_dotlist([argument]), f"{name}={value}"
+        except Exception as error:  # OmegaConf lets the YAML parser's own errors through
+            raise InputError(argument, f"cannot be read as key=value ({str(error).splitlines()[0]})") from None
+    if not argument.endswith((".yaml", ".yml")):
+        raise InputError(argument, "is neither a .yaml file nor key=value")
+    try:
+        loaded = OmegaConf.load(argument)
+    except OSError as error:
+        if error.strerror is None:  # OmegaConf's word for a file that is a single number
+            raise InputError(argument, "is no mapping, expected 'key: value' lines") from None
+        raise InputError(argument, f"cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise InputError(argument, "is not UTF-8 text") from None
+    except Exception as error:  # the YAML parser's own errors
+        raise InputError(argument, f"is not valid YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(loaded, DictConfig):
+        raise InputError(argument, "is no mapping, expected 'key: value' lines")
+    if not loaded:
+        raise InputError(argument, "is empty, expected 'key: value' lines")
+    return loaded, argument
+
+
+def _check_keys(overlay: DictConfig, schema: DictConfig, where: str, known: Sequence[str], prefix: str = "") -> None:
+    """Every key of the overlay must stand in the schema; a single value may stand for a list of one, null for none."""
+    for name in list(overlay):
+        path = f"{prefix}{name}"
+        if name not in schema:
+            near = difflib.get_close_matches(path, known, n=1, cutoff=0.5)
+            hint = f", did you mean '{near[0]}'?" if near else ""
+            raise InputError(where, f"unknown key '{path}'{hint}")
+        below, value = OmegaConf.get_type(schema, name), overlay._get_node(name)
+        if dataclasses.is_dataclass(below):
+            if not isinstance(value, DictConfig):
+                raise InputError(where, f"'{path}' is a section, expected keys below it")
+            _check_keys(value, schema[name], where, known, f"{path}.")
+        elif below is list and not OmegaConf.is_config(value):
+            overlay[name] = [] if overlay[name] in (None, "") else [overlay[name]]
+
+
+def all_keys(cls: type, prefix: str = "") -> dict[str, dataclasses.Field[Any]]:
+    """Every key of the schema, dotted, with its field."""
+    keys: dict[str, dataclasses.Field[Any]] = {}
+    hints = typing.get_type_hints(cls)
+    for f in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(hints[f.name]):
+            keys |= all_keys(typing.cast(type, hints[f.name]), f"{prefix}{f.name}.")
+        else:
+            keys[prefix + f.name] = f
+    return keys
+
+
+def describe_keys(cls: type, prefix: str = "") -> str:
+    """The help text: every key of the schema, or of a section of it, with its type, default and meaning."""
+    defaults, lines = cls(), []
+    for name, f in all_keys(cls).items():
+        value: Any = defaults
+        for part in name.split("."):
+            value = getattr(value, part)
+        shown = repr(value) if isinstance(value, str | dict | list) else "null" if value is None else str(value).lower()
+        kind = str(f.type.__name__ if isinstance(f.type, type) and not typing.get_args(f.type) else f.type)
+        kind = kind.replace("typing.", "").replace(" | None", " or null")
+        lines.append(f"  {prefix}{name}  ({kind}, default {shown})\n      {f.metadata['help']}")
+    return "\n".join(lines)
