@@ -19,6 +19,7 @@ from cappy_lightning.errors import InputError
 from cappy_lightning.labeling.weak_labels import Labeler
 from cappy_lightning.preparation import Prepared, prepare, split_pools
 from cappy_lightning.records import Candidate, Example, Instance, Pool, Split
+from cappy_lightning.run_dir import RunDir
 from cappy_lightning.sources.jsonl import read_examples
 
 
@@ -204,20 +205,26 @@ def test_a_bad_line_is_refused_by_file_and_line(tmp_path: Path, key: str) -> Non
     assert refusal(config(**{key: path}), tmp_path / "run").startswith(f"{path}:3: field 'instruction' is missing")
 
 
-def test_other_ranks_wait_until_the_first_has_written(tmp_path: Path) -> None:
+def test_other_ranks_wait_for_the_first_even_where_an_earlier_attempt_has_left_something(tmp_path: Path) -> None:
     made, run = config(pool=write_pools(tmp_path / "pool.jsonl", pools(40))), tmp_path / "run"
+    made.run_dir = str(run)
+    prepare(config(pool=write_pools(tmp_path / "other.jsonl", pools(50))), run / "instances")
+    (run / ".lock").touch()
     context = multiprocessing.get_context("fork")  # a new interpreter would spend seconds on imports
     receiver, sender = context.Pipe(duplex=False)
 
     def second_rank() -> None:
         os.environ["RANK"] = "1"
-        sender.send(prepare(made, run))
+        RunDir(made).wait()
+        sender.send(prepare(made, run / "instances"))
 
     other = context.Process(target=second_rank, daemon=True)
     other.start()
     assert not receiver.poll(0.3)
-    assert not run.exists()
-    first = prepare(made, run)
+    directory = RunDir(made)
+    first = prepare(made, run / "instances")
+    assert not receiver.poll(0.7)
+    directory.commit()
     assert receiver.poll(30)
     assert receiver.recv() == first
     other.join(30)

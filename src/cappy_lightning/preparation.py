@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import itertools
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,9 +25,6 @@ from cappy_lightning.sources.jsonl import read_labelled_pools
 from cappy_lightning.sources.rows import file_rows
 from cappy_lightning.sources.spec import Sources
 
-#: Seconds between looks at whether the first rank has written the instances.
-POLL = 0.5
-
 
 @dataclass(frozen=True)
 class Prepared:
@@ -43,8 +39,7 @@ class Prepared:
 def prepare(config: Config, directory: Path) -> Prepared:
     """Bring the data of a config into shards below `directory`, unless they are there already.
 
-    The first rank does the work, the others wait for it: recording answers can take longer than any
-    collective operation would wait.
+    The first rank does the work; the others come here when it is done (`RunDir.wait`).
 
     Raises:
         InputError: data that cannot be read, or that has no training or no validation example.
@@ -65,8 +60,6 @@ def prepare(config: Config, directory: Path) -> Prepared:
         for warning in labeler.warnings():
             say(warning)
         say(f"{len(train)} training and {len(validation)} validation examples, {_count(targets[0])} training instances")
-    else:
-        _wait_for(targets)
     return Prepared((str(targets[0]),), (str(targets[1]),), validation_pools=tuple(validation))
 
 
@@ -112,8 +105,6 @@ def _pools(config: Config) -> Iterable[Pool]:
             say(f"candidates were recorded before: {path}")
         else:
             record_pools(lambda: examples, config.backbone, path)
-    else:
-        _wait_for([path])
     return read_labelled_pools([path])
 
 
@@ -164,8 +155,6 @@ def _prepare_instances(config: Config, directory: Path) -> Prepared:
             f"no validation instances are given: made a split by example,"
             f" {rows[0]} rows for training and {rows[1]} for validation"
         )
-    else:
-        _wait_for(targets)
     return Prepared((str(targets[0]),), (str(targets[1]),), test)
 
 
@@ -178,8 +167,6 @@ def _as_directories(sources: Sequence[str], directory: Path) -> tuple[str, ...]:
         target = directory / f"{number:03d}"
         if rank() == 0:
             _write_once(_read_one(source), target, {"source": source, "sha256": _hash(_content(source))})
-        else:
-            _wait_for([target])
         directories.append(str(target))
     return tuple(directories)
 
@@ -233,8 +220,3 @@ def _holds_shards(source: str) -> bool:
 
 def _count(target: Path) -> int:
     return read_manifest(target).rows
-
-
-def _wait_for(paths: Sequence[Path]) -> None:
-    while not all(path.exists() for path in paths):
-        time.sleep(POLL)

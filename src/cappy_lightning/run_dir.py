@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import re
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
@@ -33,6 +34,9 @@ _FREE = (
     "data.workers",
     "data.on_error",
 )
+
+#: Seconds between looks at whether the first rank is ready.
+POLL = 0.5
 
 _RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")
 
@@ -103,6 +107,14 @@ class RunDir:
         if self._lock and not (self.path / CONFIG).exists():
             write_json(self.path / VERSIONS, versions())
             write_text(self.path / CONFIG, OmegaConf.to_yaml(OmegaConf.create(_escaped(self._config))))
+
+    def wait(self) -> None:
+        """On ranks above 0: until the first has prepared the data and committed the config.
+
+        Recording answers can take longer than any collective operation would wait.
+        """
+        while rank() and not (self.path / CONFIG).exists():
+            time.sleep(POLL)
 
     def _refuse_other_files(self) -> None:
         """Without a config only what an attempt leaves that ended before its commit may be there."""

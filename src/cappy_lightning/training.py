@@ -66,6 +66,7 @@ def _fit(config: Config, run: RunDir) -> int:
     _quiet_lightning()
     if config.push_to_hub:
         check_hub_token()
+    run.wait()
     data = prepare(config, run.path / "instances")
     if rank() == 0:
         manifests = [read_manifest(directory) for directory in (*data.train, *data.validation, *data.test)]
