@@ -13,6 +13,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from cappy_lightning.checkpoints import checkpoint_name, checkpoint_step
 from cappy_lightning.files import remove
+from cappy_lightning.run_dir import SLURM
+from cappy_lightning.slurm.restarts import note_told
 
 
 class Stopped(Exception):
@@ -28,8 +30,8 @@ class RunCheckpoint(pl.Callback):
 
     Must be the last callback of the list.
 
-    SIGINT and SIGTERM only set a flag: the step in progress is finished on all ranks, saved, and the
-    training ends with `Stopped`. Saving inside a handler can leave one rank in a barrier and another in
+    SIGINT, SIGTERM and SIGUSR1 only set a flag: the step in progress is finished on all ranks, saved, and
+    the training ends with `Stopped`. Saving inside a handler can leave one rank in a barrier and another in
     the gradient's all-reduce.
 
     A checkpoint holds each rank's random state, so that dropout goes on as if nothing had happened.
@@ -52,7 +54,7 @@ class RunCheckpoint(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put our handlers in the place of Lightning's, which communicate from inside the handler."""
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             self._previous[number] = signal.signal(number, self._ask_to_stop)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -96,6 +98,8 @@ class RunCheckpoint(pl.Callback):
         step = trainer.global_step
         stop = self._any_rank_asked(trainer)
         best = self.results.best_step == step
+        if stop == signal.SIGUSR1 and trainer.is_global_zero:
+            note_told(self.directory.parent / SLURM)  # before any rank can have ended, for what follows from that
         if stop or best or step % self.every == 0 or step >= self.total_steps:
             self._save(trainer, step)
         if stop:

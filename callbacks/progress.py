@@ -2,11 +2,19 @@
 
 import time
 from collections import Counter
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from cappy_lightning.callbacks.results import Results
 
+from cappy_lightning.files import write_json
 from cappy_lightning.progress import Ticker, say
+from cappy_lightning.run_dir import PROGRESS
+
+#: Seconds between two notes of the progress.
+NOTE_EVERY = 10.0
 
 
 class StepProgress(pl.Callback):
@@ -14,19 +22,22 @@ class StepProgress(pl.Callback):
 
     Logs, with every step, the rates since the training began or was resumed, over all ranks, and the share of
     padding among the tokens of this rank's batches: `train/pairs_per_second`, `train/tokens_per_second` and
-    `train/padding_share`.
+    `train/padding_share`. Now and then writes how far it is to `progress.json`, for `cappy jobs`.
 
     Args:
         total_steps: of the whole training.
+        run_dir: where `progress.json` goes.
+        results: which knows the loss.
     """
 
-    def __init__(self, total_steps: int) -> None:
-        self.total_steps = total_steps
+    def __init__(self, total_steps: int, run_dir: Path, results: Results) -> None:
+        self.total_steps, self.run_dir, self.results = total_steps, run_dir, results
         self._ticker: Ticker | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin, or begin where a resumed run stands."""
         self._start, self._seen = time.monotonic(), Counter[str]()
+        self._first, self._noted = trainer.global_step, self._start
         if trainer.is_global_zero:
             self._ticker = Ticker("training", self.total_steps, trainer.global_step)
             self._ticker.__enter__()
@@ -46,6 +57,21 @@ class StepProgress(pl.Callback):
         if self._ticker:
             shown = f"{pairs:,.0f} pairs/s, {tokens:,.0f} tokens/s, {100 * padding:.0f}% padding"
             self._ticker.advance(trainer.global_step - self._ticker.done, shown)
+            if time.monotonic() - self._noted >= NOTE_EVERY or trainer.global_step == self.total_steps:
+                self._note(trainer.global_step, pairs)
+
+    def _note(self, step: int, pairs_per_second: float) -> None:
+        self._noted = time.monotonic()
+        a_step = (self._noted - self._start) / (step - self._first)
+        facts = {
+            "step": step,
+            "total_steps": self.total_steps,
+            "loss": self.results.losses[-1][1] if self.results.losses else None,
+            "pairs_per_second": pairs_per_second,
+            "seconds_left": a_step * (self.total_steps - step),
+            "at": datetime.now().astimezone().isoformat(timespec="seconds"),
+        }
+        write_json(self.run_dir / PROGRESS, facts)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """One line with the metrics of the round."""

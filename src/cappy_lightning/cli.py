@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -9,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TextIO
 
-from cappy_lightning.config import BackboneConfig, Config, LabelConfig
+from cappy_lightning.config import BackboneConfig, Config, LabelConfig, SlurmConfig
 from cappy_lightning.config_loading import load_config
 from cappy_lightning.errors import InputError
 from cappy_lightning.files import atomic_path, find_parts, part_name, read_jsonl, to_line
@@ -32,12 +33,7 @@ def main(arguments: Sequence[str]) -> int:
         interrupted by Ctrl-C and SIGTERM.
     """
     try:
-        parser = _parser()
-        options, rest = parser.parse_known_args(arguments)
-        if any(word.startswith("-") for word in rest) or (rest and "config" not in options):
-            parser.error(f"unrecognized arguments: {' '.join(rest)}")
-        if rest:  # argparse gives up on key=value words that come after an option
-            options.config += rest
+        options = _parse(arguments)
         return int(options.run(options))
     except InputError as error:
         print(f"cappy: {error}", file=sys.stderr)
@@ -48,6 +44,16 @@ def main(arguments: Sequence[str]) -> int:
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if any(word.startswith("-") for word in rest) or (rest and "config" not in options):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # argparse gives up on key=value words that come after an option
+        options.config += rest
+    return options
 
 
 _SOURCES_HELP = (
@@ -168,6 +174,33 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.set_defaults(run=_export)
 
+    submit = commands.add_parser(
+        "submit",
+        help="queue a training, recording, labelling or export, or a chain of them, under SLURM",
+        formatter_class=raw,
+        description="Check a command, write a batch script for it, and submit that. In a chain each job starts when"
+        " the one before has ended well.\n\n"
+        "  cappy submit conf/pretrain.yaml conf/zero2.yaml slurm.nodes=4 slurm.gpus_per_node=8 slurm.time=24:00:00\n"
+        "  cappy submit label examples.jsonl -o instances slurm.array=0-63%8\n"
+        "  cappy submit --cluster mine.yaml generate examples.jsonl -o pools slurm.array=0-63%8 \\\n"
+        "      then label pools -o instances then conf/pretrain.yaml data.instances=instances",
+        epilog="Keys:\n" + describe_keys(SlurmConfig, "slurm."),
+    )
+    submit.add_argument("--cluster", metavar="FILE.yaml", help="a section `slurm` for all jobs of a chain")
+    submit.add_argument("--dry-run", action="store_true", help="print the scripts; submit nothing")
+    submit.add_argument("words", nargs=argparse.REMAINDER, metavar="[COMMAND] WORDS [then ...]")
+    submit.set_defaults(run=_submit)
+
+    jobs = commands.add_parser(
+        "jobs",
+        help="what has become of submitted jobs",
+        formatter_class=raw,
+        description="State, progress, restarts and reasons of the jobs that `cappy submit` has queued from a folder.",
+    )
+    jobs.add_argument("folder", nargs="*", default=["."], help="where runs and outputs lie, up to three levels below")
+    jobs.add_argument("--json", action="store_true", help="print a list of JSON objects")
+    jobs.set_defaults(run=_jobs)
+
     memory = commands.add_parser(
         "memory",
         help="estimate the memory that a recipe needs on each device",
@@ -210,6 +243,29 @@ def _train(options: argparse.Namespace) -> int:
     from cappy_lightning.training import train
 
     return train(config, options.json)
+
+
+def _submit(options: argparse.Namespace) -> int:
+    from cappy_lightning.slurm.submit import split_chain, submit
+
+    words = [word for word in options.words if word != "--dry-run"]
+    stages = split_chain(words)
+    for stage in stages:
+        _parse([word for word in stage if stage[0] != "export" or not word.startswith("slurm.")])
+    return submit(stages, options.cluster, options.dry_run or words != options.words)
+
+
+def _jobs(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from cappy_lightning.slurm.jobs import find_jobs, print_jobs
+
+    rows = find_jobs([Path(folder) for folder in options.folder])
+    if options.json:
+        print(json.dumps(rows))
+    else:
+        print_jobs(rows, Console(width=None if sys.stdout.isatty() else 160))
+    return 0
 
 
 def _generate(options: argparse.Namespace) -> int:

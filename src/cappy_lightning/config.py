@@ -182,6 +182,31 @@ class TrainerConfig:
 
 
 @dataclass
+class SlurmConfig:
+    """What a job asks of the cluster (`cappy submit`). What is null is left to the cluster."""
+
+    partition: str | None = key(None, "Partition")
+    account: str | None = key(None, "Account that is charged")
+    qos: str | None = key(None, "Quality of service")
+    constraint: str | None = key(None, "Features that the nodes must have")
+    nodes: int = key(1, "Nodes")
+    gpus_per_node: int = key(0, "GPUs of each node")
+    tasks_per_node: int | None = key(None, "Processes on each node; null: one for each GPU, or one")
+    cpus_per_task: int | None = key(None, "CPU cores for each process")
+    memory: str | None = key(None, "Memory of each node, as 64G")
+    time: str | None = key(None, "Time limit, as 24:00:00 or 2-00:00:00")
+    save_before: int = key(120, "Seconds before the time limit at which a run saves, to be continued by the same job")
+    array: str | None = key(None, "Parts of `cappy generate` and `label`, each a task: 0-63, or 0-63%8 for 8 at a time")
+    dependency: str | None = key(None, "What to wait for, as sbatch takes it: afterok:123")
+    setup: list[str] = key([], "Lines of the script before the command: modules, environment variables")
+    command: str | None = key(
+        None, "How `cappy` is called on the nodes, as 'apptainer exec --nv image.sif cappy'; null: by this Python"
+    )
+    flags: list[str] = key([], "More options of sbatch, as '--exclusive'")
+    offline: bool = key(False, "The nodes have no internet: what comes from the hub must be cached before")
+
+
+@dataclass
 class Config:
     """A whole run."""
 
@@ -199,3 +224,4 @@ class Config:
     batch: BatchConfig = section(BatchConfig)
     optimizer: OptimizerConfig = section(OptimizerConfig)
     trainer: TrainerConfig = section(TrainerConfig)
+    slurm: SlurmConfig = section(SlurmConfig)

@@ -232,6 +232,18 @@ def parse_line(line: bytes, where: str) -> dict[str, Any]:
     return row
 
 
+def read_whole_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file that other processes append to, without one that is being written; of no file none.
+
+    Raises:
+        InputError: a line that is no JSON object.
+    """
+    if not path.exists():
+        return []
+    whole = path.read_bytes().rpartition(b"\n")[0]
+    return [parse_line(line, f"{path}:{number}") for number, line in enumerate(whole.splitlines(), start=1)]
+
+
 def read_jsonl(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects of a JSON Lines file, each with its place (`file:line`). Blank lines are passed over.
 

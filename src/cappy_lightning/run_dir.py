@@ -17,6 +17,8 @@ from cappy_lightning.errors import InputError
 from cappy_lightning.files import make_dir, open_locked, remove, write_json, write_text
 
 CONFIG, VERSIONS, METRICS, LOCK = "config.yaml", "versions.json", "metrics.json", ".lock"
+#: How far a training is; and the folder for jobs.
+PROGRESS, SLURM = "progress.json", "slurm"
 
 #: Keys that change how a run is computed but not what: those of a run may change where it continues.
 _FREE = (
@@ -119,7 +121,7 @@ class RunDir:
     def _refuse_other_files(self) -> None:
         """Without a config only what an attempt leaves that ended before its commit may be there."""
         found = {path.name for path in self.path.iterdir()}
-        ours = {LOCK, "instances", "base", VERSIONS} if LOCK in found else set()
+        ours = {LOCK, "instances", "base", SLURM, VERSIONS} if LOCK in found else {SLURM}
         scratch = {name for name in found if name.endswith(".scratch")} if ours else set()
         if CONFIG not in found and (others := sorted(found - ours - scratch)):
             raise InputError(
@@ -166,7 +168,9 @@ def _differences(theirs: dict[str, Any], mine: dict[str, Any]) -> list[str]:
     """What differs, in words, and matters (a directory may have been moved, and the number of ranks may change)."""
     found = []
     for name in [*mine, *(name for name in theirs if name not in mine)]:
-        if name not in _FREE and (name not in theirs or name not in mine or theirs[name] != mine[name]):
+        if name in _FREE or name.startswith("slurm."):
+            continue
+        if name not in theirs or name not in mine or theirs[name] != mine[name]:
             found.append(f"{name} is {json.dumps(theirs.get(name))} there and {json.dumps(mine.get(name))} here")
     return found
 

@@ -6,11 +6,13 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer import Trainer
@@ -18,7 +20,7 @@ from rich.console import Console
 
 from cappy_lightning.callbacks import Export, Results, RunCheckpoint, StepProgress, Stopped
 from cappy_lightning.callbacks.results import REPORT
-from cappy_lightning.checkpoints import CHECKPOINTS, latest_checkpoint
+from cappy_lightning.checkpoints import CHECKPOINTS, checkpoint_step, latest_checkpoint
 from cappy_lightning.config import Config
 from cappy_lightning.data.datamodule import CappyDataModule
 from cappy_lightning.data.reading import read_table, verify
@@ -30,7 +32,7 @@ from cappy_lightning.files import remove, write_text
 from cappy_lightning.model_card import model_card
 from cappy_lightning.preparation import Prepared, prepare
 from cappy_lightning.progress import say
-from cappy_lightning.run_dir import METRICS, RunDir, rank
+from cappy_lightning.run_dir import METRICS, SLURM, RunDir, rank
 from cappy_lightning.scorer.adapter import add_adapter
 from cappy_lightning.scorer.cappy import Cappy
 from cappy_lightning.scorer.metrics import validation_metrics
@@ -38,6 +40,7 @@ from cappy_lightning.scorer.model import Scorer, build_scorer, checkpoint_activa
 from cappy_lightning.scorer.module import CappyModule
 from cappy_lightning.selection.engine import select_by_logits
 from cappy_lightning.selection.report import make_report, print_report
+from cappy_lightning.slurm.restarts import note_start
 from cappy_lightning.strategies import WholeCheckpoints, make_strategy
 
 
@@ -83,8 +86,10 @@ def _fit(config: Config, run: RunDir) -> int:
     trainer = _fit_trainer(config, run.path, steps, results, export)
     run.commit()
     latest = latest_checkpoint(run.path / CHECKPOINTS)
-    if latest and rank() == 0:
-        say(f"continuing from {latest}")
+    if rank() == 0:
+        note_start(run.path / SLURM, (checkpoint_step(latest) if latest else None) or 0)
+        if latest:
+            say(f"continuing from {latest}")
     module = CappyModule(scorer, config.optimizer, steps, told)
     try:
         trainer.fit(module, datamodule=datamodule, ckpt_path=latest, weights_only=True)
@@ -148,8 +153,8 @@ def _fit_trainer(config: Config, run: Path, steps: int, results: Results, export
     return _trainer(
         config,
         make_strategy(config.trainer, config.batch),
-        [StepProgress(steps), results, export, checkpoint],
-        plugins=None if config.trainer.strategy.startswith("zero") else [WholeCheckpoints()],
+        [StepProgress(steps, run, results), results, export, checkpoint],
+        plugins=[] if config.trainer.strategy.startswith("zero") else [WholeCheckpoints()],
         max_epochs=1,  # one Lightning epoch is the whole training: the stream knows the real ones
         max_steps=steps,
         accumulate_grad_batches=accumulate,
@@ -165,7 +170,11 @@ def _ranks(config: Config) -> int:
     return config.trainer.devices * config.trainer.nodes
 
 
-def _trainer(config: Config, strategy: Strategy | str, callbacks: list[pl.Callback], **options: Any) -> Trainer:
+def _trainer(
+    config: Config, strategy: Strategy | str, callbacks: list[pl.Callback], plugins: Sequence[Any] = (), **options: Any
+) -> Trainer:
+    if SLURMEnvironment.detect():  # Lightning's own handler requeues from within the signal, and can hang
+        plugins = [*plugins, SLURMEnvironment(auto_requeue=False)]
     try:
         return Trainer(
             accelerator=config.trainer.accelerator,
@@ -180,6 +189,7 @@ def _trainer(config: Config, strategy: Strategy | str, callbacks: list[pl.Callba
             enable_progress_bar=False,
             enable_model_summary=False,
             callbacks=callbacks,
+            plugins=list(plugins),
             **options,
         )
     except MisconfigurationException as error:

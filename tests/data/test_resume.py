@@ -1,18 +1,17 @@
 """A training that is killed again and again, on changing numbers of ranks, sees each instance when an undisturbed one does."""
 
-import json
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import ROOT, TINY_RUN
+from recorded import instances_of_steps, steps_ended
 from safetensors.torch import load_file
 
 from cappy_lightning import Cappy
@@ -56,11 +55,6 @@ def finish(record: Path, run_dir: Path, instances: Path, *words: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def steps_ended(record: Path) -> int:
-    file = record / "rank-0.jsonl"
-    return file.read_bytes().count(b'"ended": true') if file.exists() else 0
-
-
 def kill_after(steps: int, record: Path, run_dir: Path, instances: Path, *words: str) -> None:
     """Start the run and kill its whole group when so many steps more were trained."""
     before = steps_ended(record)
@@ -75,36 +69,6 @@ def kill_after(steps: int, record: Path, run_dir: Path, instances: Path, *words:
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-
-
-def steps_of_rank(file: Path) -> dict[int, list[tuple[int, list[float]]]]:
-    """For every step, each time that a rank trained it to its end: the number of ranks, and its rows."""
-    found: dict[int, list[tuple[int, list[float]]]] = defaultdict(list)
-    rows: list[float] = []
-    step = None
-    for line in file.read_text().splitlines():
-        entry = json.loads(line)
-        if entry["step"] != step:  # a new step, or the first after a kill
-            rows, step = [], entry["step"]
-        rows += entry["rows"]
-        if entry["ended"]:
-            found[entry["step"]].append((entry["world"], rows))
-            step = None
-    return found
-
-
-def instances_of_steps(record: Path) -> dict[int, list[list[float]]]:
-    """For every step, the rows behind it over all ranks, each time that it was trained."""
-    first, *others = (steps_of_rank(file) for file in sorted(record.iterdir()))
-    found: dict[int, list[list[float]]] = defaultdict(list)
-    for step, times in first.items():
-        shares = [rows for other in others for _, rows in other.get(step, [])]
-        for world, rows in times:
-            if world == 1:
-                found[step].append(rows)
-            elif shares:  # else the kill came before the second rank had noted its own
-                found[step].append(rows + shares.pop(0))
-    return found
 
 
 @pytest.mark.parametrize(("kills", "epochs", "workers"), [(2, 1, 0), pytest.param(20, 4, 2, marks=pytest.mark.soak)])

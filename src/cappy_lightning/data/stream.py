@@ -286,7 +286,7 @@ def _unchanged(item: Any) -> Any:
 def prepare_worker(number: int) -> None:
     """Set up a loader process, forked from one that has threads and that decides when to stop."""
     # Ctrl-C and SLURM's signals reach all processes; the main one still finishes its step.
-    for name in (signal.SIGINT, signal.SIGTERM):
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(name, signal.SIG_IGN)
     # The tokenizer's threads did not come along, and waiting for them never ends.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -1,0 +1,109 @@
+"""`cappy jobs`: what has become of submitted jobs, from their directories and squeue."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from cappy_lightning.files import part_name, read_whole_lines
+from cappy_lightning.run_dir import METRICS, PROGRESS
+from cappy_lightning.slurm.script import EXITS, SAVED
+from cappy_lightning.slurm.submit import JOBS
+
+#: What exit codes mean.
+_CODES = {0: "finished", 2: "refused, see the log", 130: "interrupted", 143: "cancelled", SAVED: "saved, to go on"}
+
+
+def find_jobs(folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """All submissions whose scripts lie in the folders or up to three levels below, the oldest first.
+
+    Returns:
+        of each job `job`, `name`, `state`, `note` (the reason of what it waits for, how it ended), `restarts`,
+        `step`, `total_steps`, `loss`, `pairs_per_second`, `end` (as expected; of jobs under way), `directory`.
+    """
+    levels = ["", "*/", "*/*/", "*/*/*/"]
+    files = {path.resolve() for folder in folders for level in levels for path in folder.glob(f"{level}{JOBS}")}
+    submitted = [(path.parent, entry) for path in files for entry in read_whole_lines(path)]
+    submitted.sort(key=lambda pair: (pair[1]["submitted"], int(pair[1]["job"])))
+    queued = _queued([entry["job"] for _, entry in submitted])
+    return [_row(directory, entry, queued.get(entry["job"], [])) for directory, entry in submitted]
+
+
+def _queued(jobs: Sequence[str]) -> dict[str, list[dict[str, str]]]:
+    """What squeue knows of jobs, by their numbers; of an array one entry for each of its tasks or groups of them."""
+    found: dict[str, list[dict[str, str]]] = {}
+    if not jobs or not shutil.which("squeue"):
+        return found
+    names = ("job", "state", "reason", "start")
+    command = ["squeue", "--noheader", "--states=all", "--format=%F|%T|%r|%S", f"--jobs={','.join(jobs)}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    for line in done.stdout.splitlines():
+        entry = dict(zip(names, line.split("|"), strict=True))
+        found.setdefault(entry["job"], []).append(entry)
+    return found
+
+
+def _row(directory: Path, entry: dict[str, Any], queued: list[dict[str, str]]) -> dict[str, Any]:
+    exits = [line for line in read_whole_lines(directory / EXITS) if line["job"] == entry["job"]]
+    last = {line["task"]: line for line in exits}  # of each task of an array, or of the one job
+    states = sorted({one["state"] for one in queued})
+    alive = [one for one in queued if one["state"] in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED")]
+    row: dict[str, Any] = {"job": entry["job"], "name": entry["name"], "directory": str(directory)}
+    row["restarts"] = max((line["restarts"] for line in exits), default=0)
+    row["state"], row["note"] = ", ".join(states).lower() or "gone", ""
+    if alive:
+        reasons = sorted({one["reason"] for one in alive if one["state"] == "PENDING"} - {"None"})
+        row["note"] = ", ".join(_explained(reason, entry) for reason in reasons)
+    elif last:
+        bad = {task: line["code"] for task, line in last.items() if line["code"]}
+        row["state"] = "failed" if bad else "finished"
+        row["note"] = "; ".join(
+            f"{f'task {task}: ' if task else ''}{_CODES.get(code, f'exit code {code}')}" for task, code in bad.items()
+        )
+    elif not queued:
+        row["note"] = "ended without a word: cancelled while it waited, or killed with its node"
+    if entry["parts"]:
+        out = directory.with_name(directory.name.removesuffix(".slurm"))
+        count = entry["parts"]
+        names = {f"{part_name(n, count)}{suffix}" for n in range(count) for suffix in ("", ".jsonl")}
+        row |= {"step": sum((out / name).exists() for name in names), "total_steps": count}
+    return row | _progress(directory.parent, bool(alive))
+
+
+def _explained(reason: str, entry: dict[str, Any]) -> str:
+    if reason == "DependencyNeverSatisfied":
+        return f"never starts: job {entry['after']} before it failed"
+    if reason == "Dependency" and entry["after"]:
+        return f"waits for job {entry['after']}"
+    return reason
+
+
+def _progress(run: Path, alive: bool) -> dict[str, Any]:
+    """How far the run is to which a job belongs."""
+    path = run / PROGRESS
+    if not path.is_file():
+        return {}
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    row = {name: facts[name] for name in ("step", "total_steps", "loss", "pairs_per_second")}
+    if alive and not (run / METRICS).exists():
+        end = datetime.fromisoformat(facts["at"]) + timedelta(seconds=facts["seconds_left"])
+        row["end"] = end.isoformat(timespec="seconds")
+    return row
+
+
+def print_jobs(rows: Sequence[dict[str, Any]], console: Console) -> None:
+    """Print jobs as a table."""
+    table = Table("job", "name", "state", "done", "loss", "pairs/s", "expected end", "restarts", "note")
+    for row in rows:
+        done = f"{row['step']:,}/{row['total_steps']:,}" if "step" in row else ""
+        loss = f"{row['loss']:.4f}" if row.get("loss") is not None else ""
+        rate = f"{row['pairs_per_second']:,.0f}" if "pairs_per_second" in row else ""
+        end = row.get("end", "").replace("T", " ")[:16]
+        table.add_row(row["job"], row["name"], row["state"], done, loss, rate, end, str(row["restarts"]), row["note"])
+    console.print(table)

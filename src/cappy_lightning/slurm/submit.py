@@ -1,0 +1,255 @@
+"""`cappy submit`: commands become jobs, checked before they are queued, each after the one before."""
+
+import argparse
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from cappy_lightning.config import Config, SlurmConfig
+from cappy_lightning.config_loading import load_config
+from cappy_lightning.data.locations import is_url
+from cappy_lightning.data.shards import find_directories
+from cappy_lightning.errors import InputError
+from cappy_lightning.files import make_dir, part_name, read_whole_lines, to_line, write_text
+from cappy_lightning.progress import say
+from cappy_lightning.run_dir import SLURM, RunDir
+from cappy_lightning.schema import merge, section
+from cappy_lightning.slurm.script import Job, render, seconds, tasks_per_node
+
+#: Beside the script: a line of JSON for each submission.
+JOBS = "jobs.jsonl"
+SCRIPT = "job.sh"
+
+#: Commands that can be a job; a recipe alone is `train`.
+COMMANDS = ("train", "generate", "label", "export")
+
+#: Between the commands of a chain.
+THEN = "then"
+
+#: Seconds that a job needs at least before the moment at which it saves.
+_START = 60
+
+
+@dataclass
+class _Cluster:
+    """The schema of a cluster's own file."""
+
+    slurm: SlurmConfig = section(SlurmConfig)
+
+
+def split_chain(words: Sequence[str]) -> list[tuple[str, ...]]:
+    """The commands of a chain, each as its words; a recipe alone is the command `train`.
+
+    Raises:
+        InputError: a command without words, or one that cannot be a job.
+    """
+    stages: list[tuple[str, ...]] = []
+    for text in "\0".join(words).split(f"\0{THEN}\0"):
+        stage = tuple(text.split("\0")) if text else ()
+        if not stage or THEN in stage:
+            raise InputError("submit", f"expected a command before and after each '{THEN}'")
+        if stage[0] not in COMMANDS:
+            if not stage[0].endswith((".yaml", ".yml")) and "=" not in stage[0]:
+                raise InputError("submit", f"'{stage[0]}' is no recipe, nor one of {', '.join(COMMANDS)}")
+            stage = ("train", *stage)
+        stages.append(stage)
+    return stages
+
+
+def submit(stages: Sequence[Sequence[str]], cluster: str | None, dry_run: bool) -> int:
+    """Queue jobs, each to start when the one before has ended well.
+
+    Args:
+        stages: from `split_chain`; the words of a command are known to be right.
+        cluster: a YAML file with a section `slurm` for all of them.
+        dry_run: print the scripts instead.
+
+    Raises:
+        InputError: what can be known to fail; then nothing is queued.
+    """
+    here = Path.cwd()
+    made: list[Path] = []  # what the commands so far will have made
+    jobs: list[Job] = []
+    configs: list[Config | None] = []
+    for stage in stages:
+        job, config = _plan(stage, cluster, made)
+        jobs.append(job)
+        configs.append(config)
+    scripts = [render(job, here) for job in jobs]
+    if dry_run:
+        for job, text in zip(jobs, scripts, strict=True):
+            print(f"# {job.directory / SCRIPT}\n{text}")
+        return 0
+    if not shutil.which("sbatch"):
+        raise InputError("sbatch", "is not on this machine, expected to be called where jobs are submitted")
+    for job, text in zip(jobs, scripts, strict=True):
+        _refuse_second(job)
+        _sbatch(["--test-only", *_dependency(job, None)], text)
+    before: list[str] = []
+    for job, config, text in zip(jobs, configs, scripts, strict=True):
+        make_dir(job.directory)
+        if config:
+            write_text(job.directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
+        write_text(job.directory / SCRIPT, text)
+        try:
+            number = _sbatch(["--parsable", *_dependency(job, before[-1] if before else None)], text).split(";")[0]
+        except InputError:
+            if before:  # a chain is queued whole or not at all
+                subprocess.run(["scancel", *before], check=False)
+            raise
+        entry = {
+            "job": number,
+            "name": job.name,
+            "command": f"cappy {shlex.join(job.command)}",
+            "submitted": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "after": before[-1] if before else None,
+            "parts": job.parts,
+        }
+        with open(job.directory / JOBS, "a", encoding="utf-8") as stream:
+            stream.write(to_line(entry))
+        before.append(number)
+        print(f"{number}  {job.name}: {job.directory / SCRIPT}, log {job.directory}/{number}*.log")
+    return 0
+
+
+def _refuse_second(job: Job) -> None:
+    """Two jobs must not write the same."""
+    earlier = [entry["job"] for entry in read_whole_lines(job.directory / JOBS)]
+    if earlier:
+        command = ["squeue", "--noheader", "--format=%F", f"--jobs={','.join(earlier)}"]
+        alive = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
+        if alive:
+            raise InputError(job.directory.parent, f"job {alive[0]} is to write there, expected it to have ended")
+
+
+def _dependency(job: Job, before: str | None) -> list[str]:
+    given = [job.settings.dependency] if job.settings.dependency else []
+    conditions = [*given, *([f"afterok:{before}"] if before else [])]
+    return [f"--dependency={','.join(conditions)}"] if conditions else []
+
+
+def _sbatch(options: Sequence[str], script: str) -> str:
+    done = subprocess.run(["sbatch", *options], input=script, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reasons = [line.partition("error: ")[2] for line in done.stderr.splitlines() if "error: " in line]
+        raise InputError("sbatch", f"refuses the job ({'; '.join(reasons) or done.stderr.strip()})")
+    return done.stdout.strip()
+
+
+def _plan(stage: Sequence[str], cluster: str | None, made: list[Path]) -> tuple[Job, Config | None]:
+    """The job of one command, and for a training its config; what the command makes is added to `made`."""
+    own = [word for word in stage[1:] if word.startswith("slurm.")]
+    if stage[0] != "train":
+        settings = merge(_Cluster, [*([cluster] if cluster else []), *own]).slurm
+        return _plan_command(stage, settings, made), None
+    words = [*([cluster] if cluster else []), *stage[1:]]
+    settings = merge(Config, words).slurm
+    _check_settings(settings)
+    config = load_config([*words, f"trainer.nodes={settings.nodes}", f"trainer.devices={tasks_per_node(settings)}"])
+    if settings.array:
+        raise InputError("slurm.array", "is for generate and label, expected none for a training")
+    if settings.time and seconds(settings.time) < settings.save_before + _START:
+        raise InputError(
+            "slurm.time",
+            f"is {settings.time}, expected at least {settings.save_before + _START} seconds:"
+            f" {_START} to start and slurm.save_before={settings.save_before} to save",
+        )
+    run = Path(config.run_dir).absolute()
+    if run.exists() and RunDir(config).finished:
+        raise InputError(run, "holds a finished run, expected another run_dir")
+    _check_data(config, made)
+    _warn_of_local([config.run_dir, *config.data.instances, *config.data.pool])
+    made.append(run)
+    directory = run / SLURM
+    return Job(config.name, directory, ("train", str(directory / "config.yaml")), settings, continues=True), config
+
+
+def _plan_command(stage: Sequence[str], settings: SlurmConfig, made: list[Path]) -> Job:
+    _check_settings(settings)
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("source")
+    parser.add_argument("-o", "--out", required=True)
+    parser.add_argument("--shard")
+    options, _ = parser.parse_known_args(stage[1:])
+    out = Path(options.out).absolute()
+    if not is_url(options.source) and not Path(options.source).exists() and not _is_made(options.source, made):
+        raise InputError(options.source, "does not exist, and no command before it makes it")
+    _warn_of_local([options.source, options.out])
+    made.append(out)
+    array, parts = None, None
+    if settings.array:
+        if options.shard or stage[0] == "export":
+            raise InputError("slurm.array", "expected it for generate and label alone, without --shard")
+        array, parts = _missing_parts(settings.array, out, ".jsonl" if stage[0] == "generate" else "")
+    words = tuple(word for word in stage if not word.startswith("slurm."))
+    directory = out.with_name(out.name + ".slurm")
+    return Job(f"{stage[0]}-{out.name}", directory, words, settings, parts=parts, array=array)
+
+
+def _missing_parts(array: str, out: Path, suffix: str) -> tuple[str, int]:
+    """The tasks of an array whose parts are not there yet, as sbatch takes them, and the number of parts."""
+    found = re.fullmatch(r"0-(\d+)(%\d+)?", array)
+    if not found:
+        raise InputError("slurm.array", f"is '{array}', expected all parts from 0, as 0-63 or 0-63%8")
+    parts = int(found[1]) + 1
+    missing = [n for n in range(parts) if not (out / f"{part_name(n, parts)}{suffix}").exists()]
+    if not missing:
+        raise InputError(out, f"has all {parts} parts already")
+    if len(missing) == parts:
+        return array, parts
+    say(f"{out}: {parts - len(missing)} of {parts} parts are there; the others are submitted")
+    return ",".join(map(str, missing)) + (found[2] or ""), parts
+
+
+def _check_settings(settings: SlurmConfig) -> None:
+    for name in ("nodes", "tasks_per_node", "cpus_per_task"):
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise InputError(f"slurm.{name}", f"is {value}, expected at least 1")
+    if settings.gpus_per_node < 0 or settings.save_before < 1:
+        raise InputError("slurm", "expected gpus_per_node of 0 or more and save_before of at least 1")
+    if settings.time:
+        seconds(settings.time)
+
+
+def _is_made(path: str, made: Sequence[Path]) -> bool:
+    whole = Path(path).absolute()
+    return any(whole == one or one in whole.parents for one in made)
+
+
+def _check_data(config: Config, made: Sequence[Path]) -> None:
+    """The data and the base that a training names must be there, unless a command before makes them."""
+    data = config.data
+    for source in (*data.instances, *data.validation_instances, *data.test_instances):
+        if _is_made(source, made):
+            continue
+        if is_url(source) or Path(source).is_dir():
+            find_directories(source)
+        elif not Path(source).exists():
+            raise InputError(source, "does not exist, and no command before it makes it")
+    for source in (*data.pool, *([data.examples] if data.examples else [])):
+        if not Path(source).exists() and not _is_made(source, made):
+            raise InputError(source, "does not exist, and no command before it makes it")
+    base = config.scorer.base
+    if config.slurm.offline and base != "embedded" and not Path(base).exists() and not _is_made(base, made):
+        from huggingface_hub import try_to_load_from_cache
+
+        if not isinstance(try_to_load_from_cache(base, "config.json", revision=config.scorer.revision), str):
+            raise InputError(
+                "scorer.base", f"'{base}' is not in the cache, expected it there: the nodes have no internet"
+            )
+
+
+def _warn_of_local(paths: Sequence[str]) -> None:
+    for path in paths:
+        whole = os.path.abspath(path)
+        if not is_url(path) and whole.startswith(("/tmp/", "/var/tmp/", "/dev/shm/")):
+            say(f"warning: {path} is on a disk that other nodes may not see")
