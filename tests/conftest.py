@@ -64,7 +64,7 @@ _STATUS = pytest.StashKey[int]()
 
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """End at once: native threads of the libraries under test have once kept an interpreter from ending."""
+    """End at once: after a green session an interpreter has once not ended, for a reason that was not found."""
     status = config.stash.get(_STATUS, None)
     if status is not None:
         sys.stdout.flush()
