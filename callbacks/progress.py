@@ -9,9 +9,9 @@ from typing import Any
 import lightning.pytorch as pl
 from cappy_lightning.callbacks.results import Results
 
-from cappy_lightning.files import write_json
 from cappy_lightning.progress import Ticker, say
-from cappy_lightning.run_dir import PROGRESS
+from cappy_lightning.run_dir import SLURM
+from cappy_lightning.slurm.restarts import note_progress
 
 #: Seconds between two notes of the progress.
 NOTE_EVERY = 10.0
@@ -22,11 +22,11 @@ class StepProgress(pl.Callback):
 
     Logs, with every step, the rates since the training began or was resumed, over all ranks, and the share of
     padding among the tokens of this rank's batches: `train/pairs_per_second`, `train/tokens_per_second` and
-    `train/padding_share`. Now and then writes how far it is to `progress.json`, for `cappy jobs`.
+    `train/padding_share`. Under SLURM notes now and then how far it is, for `cappy jobs`.
 
     Args:
         total_steps: of the whole training.
-        run_dir: where `progress.json` goes.
+        run_dir: of the run.
         results: which knows the loss.
     """
 
@@ -71,7 +71,7 @@ class StepProgress(pl.Callback):
             "seconds_left": a_step * (self.total_steps - step),
             "at": datetime.now().astimezone().isoformat(timespec="seconds"),
         }
-        write_json(self.run_dir / PROGRESS, facts)
+        note_progress(self.run_dir / SLURM, facts)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """One line with the metrics of the round."""

@@ -17,8 +17,8 @@ from cappy_lightning.errors import InputError
 from cappy_lightning.files import make_dir, open_locked, remove, write_json, write_text
 
 CONFIG, VERSIONS, METRICS, LOCK = "config.yaml", "versions.json", "metrics.json", ".lock"
-#: How far a training is; and the folder for jobs.
-PROGRESS, SLURM = "progress.json", "slurm"
+#: The folder for jobs.
+SLURM = "slurm"
 
 #: Keys that change how a run is computed but not what: those of a run may change where it continues.
 _FREE = (

@@ -165,11 +165,13 @@ def test_told_to_save_at_random_moments_it_goes_on_with_the_next_instance(
     generator, longest = random.Random(signals), 0.0
     for number in range(signals):
         before = steps_ended(record)
-        until(lambda: state(cluster, job) == "RUNNING" and steps_ended(record) > before, "no step is made")  # noqa: B023
+        until(
+            lambda before=before: state(cluster, job) == "RUNNING" and steps_ended(record) > before, "no step is made"
+        )
         time.sleep(generator.uniform(0, 0.1))
         told = time.monotonic()
         cluster.run("scancel", "--signal=USR1", job)
-        until(lambda: cluster.field(job, "Restarts") == str(number + 1), "it was not requeued")  # noqa: B023
+        until(lambda number=number: cluster.field(job, "Restarts") == str(number + 1), "it was not requeued")
         longest = max(longest, time.monotonic() - told)
     assert ended(cluster, job) == "COMPLETED", log(run)
     assert log(run).count("stopped and saved") == log(run).count("continuing from") == signals

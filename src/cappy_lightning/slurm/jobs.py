@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from cappy_lightning.files import part_name, read_whole_lines
-from cappy_lightning.run_dir import METRICS, PROGRESS
+from cappy_lightning.run_dir import METRICS
+from cappy_lightning.slurm.restarts import PROGRESS
 from cappy_lightning.slurm.script import EXITS, SAVED
 from cappy_lightning.slurm.submit import JOBS
 
@@ -73,7 +74,7 @@ def _row(directory: Path, entry: dict[str, Any], queued: list[dict[str, str]]) -
         count = entry["parts"]
         names = {f"{part_name(n, count)}{suffix}" for n in range(count) for suffix in ("", ".jsonl")}
         row |= {"step": sum((out / name).exists() for name in names), "total_steps": count}
-    return row | _progress(directory.parent, bool(alive))
+    return row | _progress(directory, bool(alive))
 
 
 def _explained(reason: str, entry: dict[str, Any]) -> str:
@@ -84,14 +85,14 @@ def _explained(reason: str, entry: dict[str, Any]) -> str:
     return reason
 
 
-def _progress(run: Path, alive: bool) -> dict[str, Any]:
+def _progress(directory: Path, alive: bool) -> dict[str, Any]:
     """How far the run is to which a job belongs."""
-    path = run / PROGRESS
+    path = directory / PROGRESS
     if not path.is_file():
         return {}
     facts = json.loads(path.read_text(encoding="utf-8"))
     row = {name: facts[name] for name in ("step", "total_steps", "loss", "pairs_per_second")}
-    if alive and not (run / METRICS).exists():
+    if alive and not (directory.parent / METRICS).exists():
         end = datetime.fromisoformat(facts["at"]) + timedelta(seconds=facts["seconds_left"])
         row["end"] = end.isoformat(timespec="seconds")
     return row

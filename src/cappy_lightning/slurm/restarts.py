@@ -2,12 +2,16 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 from cappy_lightning.errors import InputError
-from cappy_lightning.files import read_whole_lines, to_line
+from cappy_lightning.files import read_whole_lines, to_line, write_json
 
 #: In the folder of a job: where each start of a job began; and that a run was told to save, to be continued.
 STARTS, TOLD = "starts.jsonl", "told"
+
+#: And how far a training is.
+PROGRESS = "progress.json"
 
 #: Starts in a row at the same step after which a job is given up.
 MOST = 3
@@ -17,6 +21,12 @@ def note_told(directory: Path) -> None:
     """Note that the run saves because it was told to, and that its job is to go on; nothing outside of jobs."""
     if "SLURM_JOB_ID" in os.environ and directory.is_dir():
         (directory / TOLD).touch()
+
+
+def note_progress(directory: Path, facts: dict[str, Any]) -> None:
+    """Note how far the training is; nothing outside of jobs."""
+    if directory.is_dir():
+        write_json(directory / PROGRESS, facts)
 
 
 def note_start(directory: Path, step: int) -> None:
