@@ -218,9 +218,7 @@ def _source_options(parser: argparse.ArgumentParser, what: str, out: str, sectio
     parser.add_argument("source", metavar=what, help="JSONL, CSV or Parquet, or a sources file (YAML)")
     parser.add_argument("config", nargs="*", metavar=f"[RECIPE.yaml ...] [{section}.key=value ...]")
     parser.add_argument("-o", "--out", required=True, metavar=out)
-    parser.add_argument(
-        "--shard", default="0/1", metavar="I/N", help="only part I (from 0) of N, into a place of its own in OUT"
-    )
+    parser.add_argument("--shard", metavar="I/N", help="only part I (from 0) of N, into a place of its own in OUT")
 
 
 def _scorer_options(parser: argparse.ArgumentParser, what: str) -> None:
@@ -249,9 +247,11 @@ def _submit(options: argparse.Namespace) -> int:
     from cappy_lightning.slurm.submit import split_chain, submit
 
     words = [word for word in options.words if word != "--dry-run"]
-    stages = split_chain(words)
-    for stage in stages:
-        _parse([word for word in stage if stage[0] != "export" or not word.startswith("slurm.")])
+    # Of these commands train alone has keys of `slurm`; the others' are the job's.
+    stages = [
+        (stage, _parse([word for word in stage if stage[0] == "train" or not word.startswith("slurm.")]))
+        for stage in split_chain(words)
+    ]
     return submit(stages, options.cluster, options.dry_run or words != options.words)
 
 
@@ -318,7 +318,7 @@ def _inspect(options: argparse.Namespace) -> int:
 
 def _open_sources(options: argparse.Namespace, suffix: str) -> tuple[Sources, Config, Path]:
     """The sources, the config and the output of a command that makes something of examples."""
-    shard = Shard.parse(options.shard)
+    shard = Shard.parse(options.shard) if options.shard else Shard()
     out = Path(options.out)
     if shard.count > 1:
         out = out / f"{part_name(shard.index, shard.count)}{suffix}"

@@ -87,17 +87,19 @@ class RunDir:
 
     def __init__(self, config: Config) -> None:
         self.path = Path(config.run_dir)
-        self._config = dataclasses.asdict(config)
+        self._config = config
         self._lock: IO[str] | None = None
         if rank() == 0:
             make_dir(self.path)
-            self._refuse_other_files()
+            _refuse_other_files(self.path)
             self._lock = open_locked(self.path / LOCK, self.path, "run directory")
             try:
-                self._compare()
+                _refuse_other_run(config)
             except InputError:
                 self._lock.close()
                 raise
+            if not (self.path / CONFIG).exists():
+                remove(self.path / "instances")  # of an attempt that ended before its config was written
 
     @property
     def finished(self) -> bool:
@@ -108,7 +110,7 @@ class RunDir:
         """Write the config, once the data are there: a mistyped path leaves no claim on the directory."""
         if self._lock and not (self.path / CONFIG).exists():
             write_json(self.path / VERSIONS, versions())
-            write_text(self.path / CONFIG, OmegaConf.to_yaml(OmegaConf.create(_escaped(self._config))))
+            write_config(self.path / CONFIG, self._config)
 
     def wait(self) -> None:
         """On ranks above 0: until the first has prepared the data and committed the config.
@@ -118,33 +120,54 @@ class RunDir:
         while rank() and not (self.path / CONFIG).exists():
             time.sleep(POLL)
 
-    def _refuse_other_files(self) -> None:
-        """Without a config only what an attempt leaves that ended before its commit may be there."""
-        found = {path.name for path in self.path.iterdir()}
-        ours = {LOCK, "instances", "base", SLURM, VERSIONS} if LOCK in found else {SLURM}
-        scratch = {name for name in found if name.endswith(".scratch")} if ours else set()
-        if CONFIG not in found and (others := sorted(found - ours - scratch)):
-            raise InputError(
-                self.path, f"holds other files, such as {others[0]}, expected a new or empty directory, or a run's own"
-            )
 
-    def _compare(self) -> None:
-        path = self.path / CONFIG
-        if not path.exists():
-            remove(self.path / "instances")  # of an attempt that ended before its config was written
-            return
-        try:
-            theirs: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-        except Exception:  # whatever the YAML parser raises
-            raise InputError(path, "is no readable YAML, expected the config of the run") from None
-        differences = _differences(_flat(theirs), _flat(self._config))
-        if differences:
-            more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
-            raise InputError(
-                self.path,
-                f"holds a run with another config ({'; '.join(differences[:3])}{more}),"
-                " expected the same config or another run_dir",
-            )
+def check_run_dir(config: Config) -> None:
+    """Refuse now what a run of this config would refuse later; nothing is written.
+
+    Raises:
+        InputError: the directory holds other files, the run of another config, or a finished one.
+    """
+    path = Path(config.run_dir)
+    if path.exists():
+        _refuse_other_files(path)
+        _refuse_other_run(config)
+        if (path / METRICS).is_file():
+            raise InputError(path, "holds a finished run, expected another run_dir")
+
+
+def write_config(path: Path, config: Config) -> None:
+    """A config as YAML that reads back as the same config."""
+    write_text(path, OmegaConf.to_yaml(OmegaConf.create(_escaped(dataclasses.asdict(config)))))
+
+
+def _refuse_other_files(path: Path) -> None:
+    """Without a config only what an attempt leaves that ended before its commit may be there."""
+    found = {below.name for below in path.iterdir()}
+    ours = {LOCK, "instances", "base", SLURM, VERSIONS} if LOCK in found else {SLURM}
+    scratch = {name for name in found if name.endswith(".scratch")} if ours else set()
+    if CONFIG not in found and (others := sorted(found - ours - scratch)):
+        raise InputError(
+            path, f"holds other files, such as {others[0]}, expected a new or empty directory, or a run's own"
+        )
+
+
+def _refuse_other_run(config: Config) -> None:
+    run_dir = Path(config.run_dir)
+    path = run_dir / CONFIG
+    if not path.exists():
+        return
+    try:
+        theirs: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except Exception:  # whatever the YAML parser raises
+        raise InputError(path, "is no readable YAML, expected the config of the run") from None
+    differences = _differences(_flat(theirs), _flat(dataclasses.asdict(config)))
+    if differences:
+        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise InputError(
+            run_dir,
+            f"holds a run with another config ({'; '.join(differences[:3])}{more}),"
+            " expected the same config or another run_dir",
+        )
 
 
 def _escaped(value: Any) -> Any:

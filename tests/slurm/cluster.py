@@ -1,4 +1,4 @@
-"""A real SLURM on this machine: a controller and two nodes of one daemon each, in a scratch folder."""
+"""A real SLURM on this machine: a controller and three nodes of one daemon each, in a scratch folder."""
 
 import os
 import shutil
@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+NODES = ("node1", "node2", "node3")
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 
 CONF = """
@@ -18,7 +20,7 @@ ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
 AuthType=auth/munge
-AuthInfo=socket={root}/munge/socket
+AuthInfo=socket={root}/munge/socket,cred_expire=5
 CryptoType=crypto/munge
 SlurmUser=root
 SlurmdUser=root
@@ -45,7 +47,11 @@ SlurmdParameters=config_overrides
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=8 RealMemory=16000
 NodeName=node2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=8 RealMemory=16000
-PartitionName=main Nodes=node1,node2 Default=YES MaxTime=INFINITE State=UP
+NodeName=node3 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[3]} CPUs=8 RealMemory=16000
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=main Nodes=node1,node2,node3 Default=YES MaxTime=INFINITE State=UP
+PartitionName=urgent Nodes=node1,node2,node3 PriorityTier=2 State=UP
 """
 
 
@@ -69,7 +75,7 @@ class Cluster:
         (munge / "key").write_bytes(os.urandom(128))
         (munge / "key").chmod(0o400)
         (root / "state").mkdir()
-        sockets = [socket.socket() for _ in range(3)]
+        sockets = [socket.socket() for _ in range(1 + len(NODES))]
         for one in sockets:
             one.bind(("127.0.0.1", 0))
         ports = [one.getsockname()[1] for one in sockets]
@@ -83,9 +89,9 @@ class Cluster:
         self._start("munged", "munged", "--foreground", f"--key-file={munge}/key", f"--socket={munge}/socket", *files)
         self._until(lambda: (munge / "socket").exists())
         self._start("slurmctld", "slurmctld", "-D")
-        for node in ("node1", "node2"):
+        for node in NODES:
             self.start_node(node)
-        self._until(lambda: self.run("sinfo", "-h", "-o", "%D %T").split() == ["2", "idle"])
+        self.wait_for_nodes()
 
     def _start(self, name: str, *command: str) -> None:
         log = open(self.root / f"{name}.out", "ab")
@@ -102,6 +108,10 @@ class Cluster:
     def start_node(self, node: str) -> None:
         """Start a node's daemon."""
         self._start(node, "slurmd", "-D", "-N", node)
+
+    def wait_for_nodes(self) -> None:
+        """Until all nodes are there and free."""
+        self._until(lambda: self.run("sinfo", "-h", "-p", "main", "-o", "%D %T").split() == [str(len(NODES)), "idle"])
 
     def kill_node(self, node: str) -> None:
         """Kill a node's daemon and everything that runs on it."""
@@ -131,7 +141,7 @@ class Cluster:
     def stop(self) -> None:
         """End every process of the cluster."""
         self.run("scancel", "--user=root", "--signal=KILL", "--full")
-        for name in ("node1", "node2"):
+        for name in NODES:
             if name in self._processes:
                 self.kill_node(name)
         for process in self._processes.values():

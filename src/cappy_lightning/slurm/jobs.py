@@ -1,8 +1,6 @@
 """`cappy jobs`: what has become of submitted jobs, from their directories and squeue."""
 
 import json
-import shutil
-import subprocess
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -13,9 +11,9 @@ from rich.table import Table
 
 from cappy_lightning.files import part_name, read_whole_lines
 from cappy_lightning.run_dir import METRICS
+from cappy_lightning.slurm.queue import ALIVE, JOBS, queued
 from cappy_lightning.slurm.restarts import PROGRESS
 from cappy_lightning.slurm.script import EXITS, SAVED
-from cappy_lightning.slurm.submit import JOBS
 
 #: What exit codes mean.
 _CODES = {0: "finished", 2: "refused, see the log", 130: "interrupted", 143: "cancelled", SAVED: "saved, to go on"}
@@ -32,29 +30,15 @@ def find_jobs(folders: Sequence[Path]) -> list[dict[str, Any]]:
     files = {path.resolve() for folder in folders for level in levels for path in folder.glob(f"{level}{JOBS}")}
     submitted = [(path.parent, entry) for path in files for entry in read_whole_lines(path)]
     submitted.sort(key=lambda pair: (pair[1]["submitted"], int(pair[1]["job"])))
-    queued = _queued([entry["job"] for _, entry in submitted])
-    return [_row(directory, entry, queued.get(entry["job"], [])) for directory, entry in submitted]
+    known = queued([entry["job"] for _, entry in submitted])
+    return [_row(directory, entry, known.get(entry["job"], [])) for directory, entry in submitted]
 
 
-def _queued(jobs: Sequence[str]) -> dict[str, list[dict[str, str]]]:
-    """What squeue knows of jobs, by their numbers; of an array one entry for each of its tasks or groups of them."""
-    found: dict[str, list[dict[str, str]]] = {}
-    if not jobs or not shutil.which("squeue"):
-        return found
-    names = ("job", "state", "reason", "start")
-    command = ["squeue", "--noheader", "--states=all", "--format=%F|%T|%r|%S", f"--jobs={','.join(jobs)}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    for line in done.stdout.splitlines():
-        entry = dict(zip(names, line.split("|"), strict=True))
-        found.setdefault(entry["job"], []).append(entry)
-    return found
-
-
-def _row(directory: Path, entry: dict[str, Any], queued: list[dict[str, str]]) -> dict[str, Any]:
+def _row(directory: Path, entry: dict[str, Any], known: list[dict[str, str]]) -> dict[str, Any]:
     exits = [line for line in read_whole_lines(directory / EXITS) if line["job"] == entry["job"]]
     last = {line["task"]: line for line in exits}  # of each task of an array, or of the one job
-    states = sorted({one["state"] for one in queued})
-    alive = [one for one in queued if one["state"] in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED")]
+    states = sorted({one["state"] for one in known})
+    alive = [one for one in known if one["state"] in ALIVE]
     row: dict[str, Any] = {"job": entry["job"], "name": entry["name"], "directory": str(directory)}
     row["restarts"] = max((line["restarts"] for line in exits), default=0)
     row["state"], row["note"] = ", ".join(states).lower() or "gone", ""
@@ -67,7 +51,7 @@ def _row(directory: Path, entry: dict[str, Any], queued: list[dict[str, str]]) -
         row["note"] = "; ".join(
             f"{f'task {task}: ' if task else ''}{_CODES.get(code, f'exit code {code}')}" for task, code in bad.items()
         )
-    elif not queued:
+    elif not known:
         row["note"] = "ended without a word: cancelled while it waited, or killed with its node"
     if entry["parts"]:
         out = directory.with_name(directory.name.removesuffix(".slurm"))

@@ -7,11 +7,9 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-
-from omegaconf import OmegaConf
 
 from cappy_lightning.config import Config, SlurmConfig
 from cappy_lightning.config_loading import load_config
@@ -20,12 +18,12 @@ from cappy_lightning.data.shards import find_directories
 from cappy_lightning.errors import InputError
 from cappy_lightning.files import make_dir, part_name, read_whole_lines, to_line, write_text
 from cappy_lightning.progress import say
-from cappy_lightning.run_dir import SLURM, RunDir
+from cappy_lightning.run_dir import CONFIG, SLURM, check_run_dir, write_config
 from cappy_lightning.schema import merge, section
+from cappy_lightning.slurm.queue import ALIVE, JOBS, queued
 from cappy_lightning.slurm.script import Job, render, seconds, tasks_per_node
 
-#: Beside the script: a line of JSON for each submission.
-JOBS = "jobs.jsonl"
+#: In the directory of a job.
 SCRIPT = "job.sh"
 
 #: Commands that can be a job; a recipe alone is `train`.
@@ -64,11 +62,11 @@ def split_chain(words: Sequence[str]) -> list[tuple[str, ...]]:
     return stages
 
 
-def submit(stages: Sequence[Sequence[str]], cluster: str | None, dry_run: bool) -> int:
+def submit(stages: Sequence[tuple[Sequence[str], argparse.Namespace]], cluster: str | None, dry_run: bool) -> int:
     """Queue jobs, each to start when the one before has ended well.
 
     Args:
-        stages: from `split_chain`; the words of a command are known to be right.
+        stages: the words of each command, from `split_chain`, and its options.
         cluster: a YAML file with a section `slurm` for all of them.
         dry_run: print the scripts instead.
 
@@ -79,8 +77,8 @@ def submit(stages: Sequence[Sequence[str]], cluster: str | None, dry_run: bool) 
     made: list[Path] = []  # what the commands so far will have made
     jobs: list[Job] = []
     configs: list[Config | None] = []
-    for stage in stages:
-        job, config = _plan(stage, cluster, made)
+    for words, options in stages:
+        job, config = _plan(words, options, cluster, made)
         jobs.append(job)
         configs.append(config)
     scripts = [render(job, here) for job in jobs]
@@ -93,12 +91,13 @@ def submit(stages: Sequence[Sequence[str]], cluster: str | None, dry_run: bool) 
     for job, text in zip(jobs, scripts, strict=True):
         _refuse_second(job)
         _sbatch(["--test-only", *_dependency(job, None)], text)
-    before: list[str] = []
     for job, config, text in zip(jobs, configs, scripts, strict=True):
         make_dir(job.directory)
         if config:
-            write_text(job.directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
+            write_config(job.directory / CONFIG, config)
         write_text(job.directory / SCRIPT, text)
+    before: list[str] = []
+    for job, text in zip(jobs, scripts, strict=True):
         try:
             number = _sbatch(["--parsable", *_dependency(job, before[-1] if before else None)], text).split(";")[0]
         except InputError:
@@ -122,12 +121,9 @@ def submit(stages: Sequence[Sequence[str]], cluster: str | None, dry_run: bool) 
 
 def _refuse_second(job: Job) -> None:
     """Two jobs must not write the same."""
-    earlier = [entry["job"] for entry in read_whole_lines(job.directory / JOBS)]
-    if earlier:
-        command = ["squeue", "--noheader", "--format=%F", f"--jobs={','.join(earlier)}"]
-        alive = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
-        if alive:
-            raise InputError(job.directory.parent, f"job {alive[0]} is to write there, expected it to have ended")
+    for number, entries in queued([entry["job"] for entry in read_whole_lines(job.directory / JOBS)]).items():
+        if any(entry["state"] in ALIVE for entry in entries):
+            raise InputError(job.directory, f"is of job {number}, which has not ended; expected it to have ended")
 
 
 def _dependency(job: Job, before: str | None) -> list[str]:
@@ -144,13 +140,30 @@ def _sbatch(options: Sequence[str], script: str) -> str:
     return done.stdout.strip()
 
 
-def _plan(stage: Sequence[str], cluster: str | None, made: list[Path]) -> tuple[Job, Config | None]:
+def _plan(
+    words: Sequence[str], options: argparse.Namespace, cluster: str | None, made: list[Path]
+) -> tuple[Job, Config | None]:
     """The job of one command, and for a training its config; what the command makes is added to `made`."""
-    own = [word for word in stage[1:] if word.startswith("slurm.")]
-    if stage[0] != "train":
-        settings = merge(_Cluster, [*([cluster] if cluster else []), *own]).slurm
-        return _plan_command(stage, settings, made), None
-    words = [*([cluster] if cluster else []), *stage[1:]]
+    if words[0] == "train":
+        return _plan_training([*([cluster] if cluster else []), *words[1:]], made)
+    own = [word for word in words if word.startswith("slurm.")]
+    settings = merge(_Cluster, [*([cluster] if cluster else []), *own]).slurm
+    _check_settings(settings)
+    out = Path(options.out).absolute()
+    _expect(options.source, made)
+    _warn_of_local([options.source, options.out])
+    made.append(out)
+    array, parts = None, None
+    if settings.array:
+        if words[0] == "export" or options.shard:
+            raise InputError("slurm.array", "expected it for generate and label alone, without --shard")
+        array, parts = _missing_parts(settings.array, out, ".jsonl" if words[0] == "generate" else "")
+    directory = out.with_name(out.name + ".slurm")
+    command = tuple(word for word in words if word not in own)
+    return Job(f"{words[0]}-{out.name}", directory, command, settings, parts=parts, array=array), None
+
+
+def _plan_training(words: Sequence[str], made: list[Path]) -> tuple[Job, Config]:
     settings = merge(Config, words).slurm
     _check_settings(settings)
     config = load_config([*words, f"trainer.nodes={settings.nodes}", f"trainer.devices={tasks_per_node(settings)}"])
@@ -162,36 +175,13 @@ def _plan(stage: Sequence[str], cluster: str | None, made: list[Path]) -> tuple[
             f"is {settings.time}, expected at least {settings.save_before + _START} seconds:"
             f" {_START} to start and slurm.save_before={settings.save_before} to save",
         )
-    run = Path(config.run_dir).absolute()
-    if run.exists() and RunDir(config).finished:
-        raise InputError(run, "holds a finished run, expected another run_dir")
+    check_run_dir(config)
     _check_data(config, made)
     _warn_of_local([config.run_dir, *config.data.instances, *config.data.pool])
+    run = Path(config.run_dir).absolute()
     made.append(run)
     directory = run / SLURM
-    return Job(config.name, directory, ("train", str(directory / "config.yaml")), settings, continues=True), config
-
-
-def _plan_command(stage: Sequence[str], settings: SlurmConfig, made: list[Path]) -> Job:
-    _check_settings(settings)
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("source")
-    parser.add_argument("-o", "--out", required=True)
-    parser.add_argument("--shard")
-    options, _ = parser.parse_known_args(stage[1:])
-    out = Path(options.out).absolute()
-    if not is_url(options.source) and not Path(options.source).exists() and not _is_made(options.source, made):
-        raise InputError(options.source, "does not exist, and no command before it makes it")
-    _warn_of_local([options.source, options.out])
-    made.append(out)
-    array, parts = None, None
-    if settings.array:
-        if options.shard or stage[0] == "export":
-            raise InputError("slurm.array", "expected it for generate and label alone, without --shard")
-        array, parts = _missing_parts(settings.array, out, ".jsonl" if stage[0] == "generate" else "")
-    words = tuple(word for word in stage if not word.startswith("slurm."))
-    directory = out.with_name(out.name + ".slurm")
-    return Job(f"{stage[0]}-{out.name}", directory, words, settings, parts=parts, array=array)
+    return Job(config.name, directory, ("train", str(directory / CONFIG)), settings, continues=True), config
 
 
 def _missing_parts(array: str, out: Path, suffix: str) -> tuple[str, int]:
@@ -225,19 +215,21 @@ def _is_made(path: str, made: Sequence[Path]) -> bool:
     return any(whole == one or one in whole.parents for one in made)
 
 
+def _expect(source: str, made: Sequence[Path]) -> None:
+    """What a command reads must be there, unless it is a URL, or a command before makes it."""
+    if not is_url(source) and not Path(source).exists() and not _is_made(source, made):
+        raise InputError(source, "does not exist, and no command before it makes it")
+
+
 def _check_data(config: Config, made: Sequence[Path]) -> None:
     """The data and the base that a training names must be there, unless a command before makes them."""
     data = config.data
-    for source in (*data.instances, *data.validation_instances, *data.test_instances):
-        if _is_made(source, made):
-            continue
-        if is_url(source) or Path(source).is_dir():
+    instances = [*data.instances, *data.validation_instances, *data.test_instances]
+    for source in [*instances, *data.pool, *([data.examples] if data.examples else [])]:
+        _expect(source, made)
+    for source in instances:
+        if (is_url(source) or Path(source).is_dir()) and not _is_made(source, made):
             find_directories(source)
-        elif not Path(source).exists():
-            raise InputError(source, "does not exist, and no command before it makes it")
-    for source in (*data.pool, *([data.examples] if data.examples else [])):
-        if not Path(source).exists() and not _is_made(source, made):
-            raise InputError(source, "does not exist, and no command before it makes it")
     base = config.scorer.base
     if config.slurm.offline and base != "embedded" and not Path(base).exists() and not _is_made(base, made):
         from huggingface_hub import try_to_load_from_cache
