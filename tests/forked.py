@@ -1,15 +1,18 @@
 """`cappy ...` in processes of their own, without the ten seconds of imports that each would begin with.
 
-They are forked from one process that has imported everything and computed nothing. What runs ranks of its own
-(`trainer.devices=2`) needs a real command line: `conftest.start_cappy`.
+They are forked from one process that has imported everything and computed nothing. Several ranks are started as
+torchrun does; where Lightning is to start them itself, that takes a real command line (`conftest.start_cappy`).
 """
 
 import multiprocessing
 import multiprocessing.synchronize
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from conftest import ROOT
@@ -17,37 +20,69 @@ from conftest import ROOT
 from cappy_lightning.cli import main
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["forked", "cappy_lightning.training", "cappy_lightning.label"])
+_CONTEXT.set_forkserver_preload(["forked", "cappy_lightning.training", "cappy_lightning.label", "deepspeed"])
 
 
-def _run(words: list[str], output: Path, ready: multiprocessing.synchronize.Event) -> None:
+def _run(
+    program: Callable[[list[str]], int],
+    words: list[str],
+    output: Path,
+    variables: dict[str, str],
+    ready: multiprocessing.synchronize.Event,
+) -> None:
+    multiprocessing.set_start_method("fork", force=True)  # as in a process that a shell has started
     os.setsid()
     os.chdir(ROOT)
+    os.environ.update(variables)
     for number, stream in ((1, "stdout"), (2, "stderr")):
-        os.dup2(os.open(output / stream, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        os.dup2(os.open(output / stream, os.O_WRONLY | os.O_APPEND), number)
     ready.set()
-    sys.exit(main(words))
+    sys.exit(program(words))
+
+
+def _variables(ranks: int) -> list[dict[str, str]]:
+    """The environment of each rank, as torchrun sets it."""
+    if ranks == 1:
+        return [{}]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
+    common |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "GROUP_RANK": "0", "OMP_NUM_THREADS": "1"}
+    return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
 
 
 class Forked:
-    """A command under way, in a process group of its own, as a shell starts it.
+    """A command under way, each of its processes in a process group of its own, as a shell starts it.
 
     Args:
         output: a directory for what it prints: the files `stdout` and `stderr`.
         words: of the command, after `cappy`.
+        ranks: how many processes run it.
+        program: what runs in place of `cappy`.
     """
 
-    def __init__(self, output: Path, *words: object) -> None:
-        self._output, ready = output, _CONTEXT.Event()
+    def __init__(
+        self, output: Path, *words: object, ranks: int = 1, program: Callable[[list[str]], int] = main
+    ) -> None:
+        self._output = output
         output.mkdir(parents=True, exist_ok=True)
-        self._process = _CONTEXT.Process(target=_run, args=(list(map(str, words)), output, ready))
-        self._process.start()
-        assert ready.wait(120)
+        for stream in ("stdout", "stderr"):
+            (output / stream).write_bytes(b"")
+        self._processes = []
+        for variables in _variables(ranks):
+            ready = _CONTEXT.Event()
+            arguments = (program, list(map(str, words)), output, variables, ready)
+            process = _CONTEXT.Process(target=_run, args=arguments)
+            process.start()
+            self._processes.append(process)
+            assert ready.wait(120)
 
     @property
     def returncode(self) -> int | None:
-        """The exit code, negative after a signal; None while it runs."""
-        return self._process.exitcode
+        """The exit code of the first rank, negative after a signal; None while any rank runs."""
+        codes = [process.exitcode for process in self._processes]
+        return None if None in codes else codes[0]
 
     @property
     def stderr(self) -> str:
@@ -55,10 +90,11 @@ class Forked:
         return (self._output / "stderr").read_text()
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
-        """Send a signal to its whole group, if it still runs."""
-        assert self._process.pid
-        if self.returncode is None:
-            os.killpg(self._process.pid, number)
+        """Send a signal to all processes that still run, and what they have started."""
+        for process in self._processes:
+            assert process.pid
+            if process.exitcode is None:
+                os.killpg(process.pid, number)
 
     def wait(self, seconds: float = 600) -> int | None:
         """The exit code when it has ended.
@@ -66,7 +102,9 @@ class Forked:
         Raises:
             subprocess.TimeoutExpired: it has not.
         """
-        self._process.join(seconds)
+        deadline = time.monotonic() + seconds
+        for process in self._processes:
+            process.join(max(0, deadline - time.monotonic()))
         if self.returncode is None:
             raise subprocess.TimeoutExpired("cappy", seconds)
         return self.returncode

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cappy_lightning.backbones.generate import fingerprint, survey
+from cappy_lightning.backbones.survey import fingerprint, survey
 from cappy_lightning.config import Config, DataConfig
 from cappy_lightning.data.reading import read_table
 from cappy_lightning.data.shards import read_manifest, write_instances

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cappy_lightning.backbones.generate import fingerprint, record_pools, survey
+from cappy_lightning.backbones.generate import record_pools
+from cappy_lightning.backbones.survey import fingerprint, survey
 from cappy_lightning.config import Config
 from cappy_lightning.data.locations import is_url
 from cappy_lightning.data.reading import iterate

@@ -20,6 +20,8 @@ from cappy_lightning.cli import main
 class Recording(StepProgress):
     """Notes the real rows of every forward before the step counts as done."""
 
+    record: Path
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -27,11 +29,17 @@ class Recording(StepProgress):
         step = trainer.global_step - 1 if ended else trainer.global_step
         rows = batch["score"][batch["weight"] > 0].tolist()
         line = {"step": step, "rows": rows, "ended": ended, "world": trainer.world_size}
-        with open(Path(sys.argv[1]) / f"rank-{trainer.global_rank}.jsonl", "a", encoding="utf-8") as stream:
+        with open(self.record / f"rank-{trainer.global_rank}.jsonl", "a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
 
-if __name__ == "__main__":
+def run(words: list[str]) -> int:
+    """`words` are RECORD and those of `train`."""
+    Recording.record = Path(words[0])
     training.StepProgress = Recording
-    sys.exit(main(["train", *sys.argv[2:]]))
+    return main(["train", *words[1:]])
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))

@@ -1,16 +1,14 @@
 """A training that is killed again and again, on changing numbers of ranks, sees each instance when an undisturbed one does."""
 
-import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, TINY_RUN
+import record_run
+from conftest import TINY_RUN
+from forked import Forked
 from recorded import instances_of_steps, steps_ended
 from safetensors.torch import load_file
 
@@ -42,33 +40,29 @@ def instances(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def command(record: Path, run_dir: Path, instances: Path, *words: str) -> list[str]:
+def start(record: Path, run_dir: Path, instances: Path, *words: str, ranks: int = 1) -> Forked:
     record.mkdir(exist_ok=True)
     data = (f"data.instances={instances / 'train'}", f"data.validation_instances={instances / 'validation'}")
-    script = [sys.executable, "tests/data/record_run.py", str(record)]
-    return [*script, *SETTINGS, *data, f"run_dir={run_dir}", *words]
+    words = (*SETTINGS, *data, f"run_dir={run_dir}", f"trainer.devices={ranks}", *words)
+    return Forked(record.with_name("output"), record, *words, ranks=ranks, program=record_run.run)
 
 
-def finish(record: Path, run_dir: Path, instances: Path, *words: str) -> None:
-    line = command(record, run_dir, instances, *words)
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr
+def finish(record: Path, run_dir: Path, instances: Path, *words: str, ranks: int = 1) -> None:
+    done = start(record, run_dir, instances, *words, ranks=ranks)
+    assert done.wait() == 0, done.stderr
 
 
-def kill_after(steps: int, record: Path, run_dir: Path, instances: Path, *words: str) -> None:
-    """Start the run and kill its whole group when so many steps more were trained."""
+def kill_after(steps: int, record: Path, run_dir: Path, instances: Path, *words: str, ranks: int = 1) -> None:
+    """Start the run and kill all its processes when so many steps more were trained."""
     before = steps_ended(record)
-    process = subprocess.Popen(
-        command(record, run_dir, instances, *words),
-        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+    process = start(record, run_dir, instances, *words, ranks=ranks)
     deadline = time.monotonic() + 300
     while steps_ended(record) < before + steps:
-        assert process.poll() is None, process.communicate()[1]
+        assert process.returncode is None, process.stderr
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.kill()
+    process.wait()
 
 
 @pytest.mark.parametrize(("kills", "epochs", "workers"), [(2, 1, 0), pytest.param(20, 4, 2, marks=pytest.mark.soak)])
@@ -93,9 +87,9 @@ def test_killed_on_changing_numbers_of_ranks_every_step_has_the_instances_of_an_
             tmp_path / "run",
             instances,
             *words,
-            f"trainer.devices={ranks}",
+            ranks=ranks,
         )
-    finish(tmp_path / "killed", tmp_path / "run", instances, *words, "trainer.devices=2")
+    finish(tmp_path / "killed", tmp_path / "run", instances, *words, ranks=2)
     for step, times in instances_of_steps(tmp_path / "killed").items():
         for rows in times:
             assert sorted(rows) == expected[step]

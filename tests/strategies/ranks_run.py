@@ -1,12 +1,8 @@
-"""`train.py` that stops itself after a step, as SIGTERM from outside would, and writes what each rank holds then.
-
-python tests/strategies/ranks_run.py RECORD STEP RECIPE.yaml [key=value ...]
-"""
+"""`train.py` that stops itself after a step, as SIGTERM from outside would, and writes what each rank holds then."""
 
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -42,17 +38,22 @@ def held(trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, int]:
 class Stopping(StepProgress):
     """The last rank gets the signal, so that the others have to be told."""
 
+    record: Path
+    step: int
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if trainer.global_step == int(sys.argv[2]):
-            path = Path(sys.argv[1]) / f"rank-{trainer.global_rank}.json"
+        if trainer.global_step == self.step:
+            path = self.record / f"rank-{trainer.global_rank}.json"
             path.write_text(json.dumps(held(trainer, pl_module)), encoding="utf-8")
             if trainer.global_rank == trainer.world_size - 1:
                 os.kill(os.getpid(), signal.SIGTERM)
 
 
-if __name__ == "__main__":
+def run(words: list[str]) -> int:
+    """`words` are RECORD, STEP and those of `train`."""
+    Stopping.record, Stopping.step = Path(words[0]), int(words[1])
     training.StepProgress = Stopping
-    sys.exit(main(["train", *sys.argv[3:]]))
+    return main(["train", *words[2:]])

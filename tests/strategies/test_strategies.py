@@ -1,16 +1,16 @@
 """DDP and ZeRO 1, 2, 3 with real processes: equal losses, what each rank holds, stops, resumes and exports."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import ranks_run
 import torch
-from conftest import ROOT, SHORT_RUN, TINY_RUN, Run, start_cappy
+from conftest import SHORT_RUN, TINY_RUN, Run
+from forked import Forked
 
 from cappy_lightning import Cappy
 from cappy_lightning.checkpoints import latest_checkpoint, read_checkpoint
@@ -36,13 +36,19 @@ STEPS = (
 )
 
 
-def stop_at(step: int, record: Path, *words: str) -> None:
+def stop_at(step: int, record: Path, *words: str, ranks: int = 2) -> None:
     """Run until a step, at which each rank writes what it holds; then as after SIGTERM."""
-    record.mkdir(exist_ok=True)
-    command = [sys.executable, "tests/strategies/ranks_run.py", str(record), str(step), *words]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 143, done.stderr
-    assert done.stderr.count("stopped and saved") == 1
+    stopped = Forked(record, record, step, *words, f"trainer.devices={ranks}", ranks=ranks, program=ranks_run.run)
+    assert stopped.wait() == 143, stopped.stderr
+    assert stopped.stderr.count("stopped and saved") == 1
+
+
+def train(run_dir: Path, *words: str, ranks: int = 2) -> str:
+    """Run to the end; what is printed on standard error."""
+    words = (*words, f"trainer.devices={ranks}", f"run_dir={run_dir}")
+    done = Forked(run_dir.with_name("output"), "train", *words, ranks=ranks)
+    assert done.wait() == 0, done.stderr
+    return done.stderr
 
 
 def state(run_dir: Path) -> dict[str, Any]:
@@ -70,7 +76,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, cappy: Run) -> Path:
 
 def check_held(record: Path, words: Sequence[str]) -> None:
     """What each of two ranks has held is what was estimated."""
-    expected = estimate(load_config(words))
+    expected = estimate(load_config([*words, "trainer.devices=2"]))
     for rank in range(2):
         held = json.loads((record / f"rank-{rank}.json").read_text())
         assert held["weights"] == pytest.approx(expected.weights, rel=0.001)
@@ -83,16 +89,14 @@ def check_held(record: Path, words: Sequence[str]) -> None:
 )
 def test_two_ranks_lose_and_export_as_one_does_over_a_stop(alone: Path, tmp_path: Path, strategy: str) -> None:
     run_dir = tmp_path / "run"
-    words = (*STEPS, f"trainer.strategy={strategy}", "trainer.devices=2", f"run_dir={run_dir}")
+    words = (*STEPS, f"trainer.strategy={strategy}", f"run_dir={run_dir}")
     stop_at(10, tmp_path / "record", *words)
     check_held(tmp_path / "record", words)
     latest = latest_checkpoint(run_dir / "checkpoints")
     assert latest
     assert latest.name == "step-10.ckpt"
     assert len(list(latest.glob("checkpoint/*optim_states.pt"))) == (0 if strategy == "ddp" else 2)
-    done = start_cappy("train", *words)
-    assert done.returncode == 0, done.stderr
-    assert "continuing from" in done.stderr
+    assert "continuing from" in train(run_dir, *words)
     assert len(losses(run_dir)) == 20
     difference = np.abs(losses(run_dir) - losses(alone)).max()
     scores = np.abs(exported(run_dir) - exported(alone)).max()
@@ -112,11 +116,9 @@ def test_every_strategy_trains_stops_resumes_exports_and_loads_back(
     words = (*SHORT_RUN, "batch.micro_size=4", "trainer.zero3_persistence=0", *real)
     assert cappy("train", *words, f"run_dir={tmp_path / 'alone'}").returncode == 0
     run_dir = tmp_path / "run"
-    ours = (*words, f"run_dir={run_dir}", f"trainer.strategy={strategy}", f"trainer.devices={1 + (strategy != 'auto')}")
-    stop_at(3, tmp_path / "record", *ours)
-    done = start_cappy("train", *ours)
-    assert done.returncode == 0, done.stderr
-    assert "exported and verified" in done.stderr
+    ours, ranks = (*words, f"run_dir={run_dir}", f"trainer.strategy={strategy}"), 1 if strategy == "auto" else 2
+    stop_at(3, tmp_path / "record", *ours, ranks=ranks)
+    assert "exported and verified" in train(run_dir, *ours, ranks=ranks)
     difference = np.abs(exported(run_dir, mode) - exported(tmp_path / "alone", mode)).max()
     print(f"{strategy} {mode}: exported scores within {difference:.1e} of one process never stopped")
     assert difference <= 1e-5
@@ -135,9 +137,7 @@ def test_other_ways_to_compute_lose_alike(alone: Path, tmp_path: Path, strategy:
         pytest.skip("refused with ZeRO-3; tried with DDP and ZeRO-2")
     option, tolerance = ("precision=bf16-mixed", 2e-3) if how == "bf16" else (f"{how}=true", 1e-6)
     run_dir = tmp_path / "run"
-    words = (f"trainer.strategy={strategy}", "trainer.devices=2", f"trainer.{option}", f"run_dir={run_dir}")
-    done = start_cappy("train", *STEPS, *words)
-    assert done.returncode == 0, done.stderr
+    train(run_dir, *STEPS, f"trainer.strategy={strategy}", f"trainer.{option}")
     difference = np.abs(losses(run_dir) - losses(alone)).max()
     print(f"{strategy} {how}: losses of 20 steps within {difference:.1e}")
     assert difference <= tolerance
@@ -146,10 +146,10 @@ def test_other_ways_to_compute_lose_alike(alone: Path, tmp_path: Path, strategy:
 def test_zero_goes_on_with_other_ranks_and_stages_and_without_zero(alone: Path, tmp_path: Path, cappy: Run) -> None:
     run_dir = tmp_path / "run"
     words = (*STEPS, f"run_dir={run_dir}")
-    divided = (*words, "trainer.strategy=zero3", "trainer.devices=2")
+    divided = (*words, "trainer.strategy=zero3")
     stop_at(5, tmp_path / "record", *divided)
     check_held(tmp_path / "record", divided)
-    stop_at(12, tmp_path / "record", *words, "trainer.strategy=zero1")
+    stop_at(12, tmp_path / "record", *words, "trainer.strategy=zero1", ranks=1)
     whole = state(run_dir)
     theirs = state(alone)
     assert whole["state_dict"].keys() == theirs["state_dict"].keys()
@@ -164,7 +164,7 @@ def test_shards_become_the_weights_that_deepspeed_would_make_of_them(tmp_path: P
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     run_dir = tmp_path / "run"
-    lora = ("finetune.mode=lora", "trainer.strategy=zero3", "trainer.devices=2", f"run_dir={run_dir}")
+    lora = ("finetune.mode=lora", "trainer.strategy=zero3", f"run_dir={run_dir}")
     stop_at(3, tmp_path / "record", *STEPS, *lora)
     path = latest_checkpoint(run_dir / "checkpoints")
     assert path

@@ -5,41 +5,29 @@ example, written as its answers come. The same call continues after it. When all
 """
 
 import contextlib
-import hashlib
-import json
 import urllib.parse
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from cappy_lightning.backbones.backbone import Answer, Backbone, Request
 from cappy_lightning.backbones.decoding import Decoding, parse_decoding
-from cappy_lightning.backbones.embedded import MODEL_NAME, embedded_backbone
+from cappy_lightning.backbones.embedded import embedded_backbone
+from cappy_lightning.backbones.journal import KEPT, Journal
 from cappy_lightning.backbones.openai_api import OpenAIBackbone
-from cappy_lightning.backbones.prompts import Prompter, draw_shots, eligible, prompt_length, resolved_template, stops
+from cappy_lightning.backbones.prompts import Prompter, draw_shots
 from cappy_lightning.backbones.recorded import RecordedBackbone
+from cappy_lightning.backbones.spending import say_estimate, short_number, spent_budget, usage
+from cappy_lightning.backbones.survey import Survey, fingerprint, settings, survey
 from cappy_lightning.config import BackboneConfig
 from cappy_lightning.errors import InputError
-from cappy_lightning.files import atomic_path, kept_on_failure, make_dir, open_locked, parse_line, to_line, write_json
+from cappy_lightning.files import atomic_path, kept_on_failure, make_dir, open_locked, to_line, write_json
 from cappy_lightning.progress import Ticker, say
 from cappy_lightning.records import Example, Pool
 
-#: The keys that say how to reach the backbone and not what it is asked: they may differ when a recording goes on.
-_REACHING = (
-    *("url", "concurrency", "timeout", "retries", "device"),
-    *("input_price", "output_price", "budget_tokens", "budget_usd"),
-)
-#: Keys that only a model in this process heeds.
-_TRANSFORMERS = ("revision", "min_tokens", "batch_size", "max_prompt_tokens")
 #: So many examples one after the other that the backbone cannot serve are no matter of single examples any more.
 _PATIENCE = 8
-#: What a failure to write leaves.
-_KEPT = "what was recorded"
-#: Characters of a token, about, for estimates.
-_TOKEN = 4
 
 
 @contextlib.contextmanager
@@ -61,53 +49,6 @@ def open_backbone(config: BackboneConfig) -> Iterator[Backbone]:
         from cappy_lightning.backbones.transformers_model import TransformersBackbone
 
         yield TransformersBackbone(config)
-
-
-@dataclass
-class Survey:
-    """What one pass over the examples tells.
-
-    Attributes:
-        count: how many there are.
-        asked: by task, how many the backbone is asked: those without choices.
-        eligible: by task, how many may be shown in prompts.
-        characters: of the instructions of those that are asked.
-        digest: a hash of all examples.
-    """
-
-    count: int = 0
-    asked: Counter[str] = field(default_factory=Counter)
-    eligible: Counter[str] = field(default_factory=Counter)
-    characters: int = 0
-    digest: str = ""
-
-
-def survey(examples: Iterable[Example]) -> Survey:
-    """Pass over the examples once."""
-    found, digest = Survey(), hashlib.sha256()
-    for example in examples:
-        found.count += 1
-        if not example.choices:
-            found.asked[example.task] += 1
-            found.eligible[example.task] += eligible(example)
-            found.characters += len(example.instruction)
-        digest.update(to_line(example.to_row()).encode())
-    found.digest = digest.hexdigest()
-    return found
-
-
-def settings(config: BackboneConfig) -> dict[str, Any]:
-    """What of a config decides the answers, as it was resolved."""
-    apart = _REACHING if config.kind == "transformers" else (*_REACHING, *_TRANSFORMERS)
-    known = {name: value for name, value in vars(config).items() if name not in apart}
-    model = MODEL_NAME if config.kind == "embedded" else config.model
-    resolved = {"template": resolved_template(config), "stop": stops(config)}
-    return known | {"decodings": dict(config.decodings), "model": model} | resolved
-
-
-def fingerprint(digest: str, config: BackboneConfig) -> str:
-    """A hash of all that decides what a recording holds: the examples (their `Survey.digest`) and the settings."""
-    return hashlib.sha256(json.dumps([settings(config), digest], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def made_by_path(pool: Path) -> Path:
@@ -155,7 +96,7 @@ def record_pools(
             **settings(config),
             "prompt_prefixes": prompter.prefixes,
         }
-        journal = _Journal(out.with_name(out.name + ".partial"), made_by)
+        journal = Journal(out.with_name(out.name + ".partial"), made_by)
         if journal.count:
             say(f"{out}: continuing, {journal.count} of {known.count} examples are recorded")
         if journal.count < known.count:
@@ -164,10 +105,10 @@ def record_pools(
                 recorder.run(None, ())
             else:
                 if config.kind != "recorded":
-                    _estimate(known, journal, prompter, asked, config)
+                    say_estimate(known, journal, prompter, asked, config)
                 with open_backbone(config) as backbone:
                     recorder.run(backbone, _possible(backbone, asked))
-        with kept_on_failure(out, _KEPT):
+        with kept_on_failure(out, KEPT):
             _publish(journal, out, made_by, config)
         lock.unlink()
 
@@ -190,29 +131,6 @@ def _possible(backbone: Backbone, asked: Sequence[Decoding]) -> list[Decoding]:
     return left
 
 
-def _estimate(
-    known: Survey, journal: "_Journal", prompter: Prompter, decodings: Sequence[Decoding], config: BackboneConfig
-) -> None:
-    """Say what is about to be asked for, before anything is sent."""
-    share = 1 - (journal.count - journal.passed) / known.asked.total()
-    left = round(share * known.asked.total())
-    shown = sum(prompt_length(prompter.prefixes.get(task, "")) * count for task, count in known.asked.items())
-    per_request = (shown + known.characters) * share / _TOKEN
-    few, many = len(decodings), sum(decoding.n for decoding in decodings)
-    answers = many * left * config.max_tokens
-    text = (
-        f"{left} examples, {few * left:,} requests with about {_count(round(few * per_request))} tokens of prompts"
-        f" and at most {_count(answers)} of answers"
-    )
-    if config.kind == "openai" and many > few:
-        text += (
-            f" (where an endpoint gives one answer at a time, {many * left:,} requests with"
-            f" {_count(round(many * per_request))})"
-        )
-    cost = _cost(round(many * per_request), answers, config)
-    say(text + (f", at most about ${cost:.2f}" if cost is not None else ""))
-
-
 class _Recorder:
     """Takes the examples one by one to the backbone, and their answers to the journal."""
 
@@ -222,7 +140,7 @@ class _Recorder:
         known: Survey,
         prompter: Prompter,
         config: BackboneConfig,
-        journal: "_Journal",
+        journal: Journal,
     ) -> None:
         self._examples, self._known, self._prompter = examples, known, prompter
         self._config, self._journal = config, journal
@@ -246,7 +164,7 @@ class _Recorder:
                 if place >= done:
                     self._take(example, answer)
                 self._pass_choices()
-                ticker.advance(self._journal.count - ticker.done, info=_usage(self._journal, self._config))
+                ticker.advance(self._journal.count - ticker.done, info=usage(self._journal, self._config))
             for _ in requests:  # without a backbone: nobody is asked
                 pass
             self._pass_choices()
@@ -274,8 +192,8 @@ class _Recorder:
             asked += 1
             if asked <= start:
                 continue
-            if spent := _spent(self._journal, self._config):
-                self._spent = spent
+            if key := spent_budget(self._journal, self._config):
+                self._spent = key
                 return
             self._queue.append((place, example))
             yield Request(example, self._prompter.prompt(example))
@@ -305,7 +223,7 @@ class _Recorder:
         self._refused = []
 
 
-def _publish(journal: "_Journal", out: Path, made_by: dict[str, Any], config: BackboneConfig) -> None:
+def _publish(journal: Journal, out: Path, made_by: dict[str, Any], config: BackboneConfig) -> None:
     """The finished recording as the pool file and what lies beside it."""
     with atomic_path(out) as scratch, open(scratch, "w", encoding="utf-8") as final:
         candidates = 0
@@ -333,110 +251,12 @@ def _publish(journal: "_Journal", out: Path, made_by: dict[str, Any], config: Ba
     if journal.empty:
         say(f"{journal.empty} empty answers are left out")
     if journal.output_tokens:
-        say(f"used {_count(journal.input_tokens)} tokens of prompts and {_count(journal.output_tokens)} of answers")
+        say(
+            f"used {short_number(journal.input_tokens)} tokens of prompts"
+            f" and {short_number(journal.output_tokens)} of answers"
+        )
 
 
 def _without_secrets(url: str) -> str:
     parts = urllib.parse.urlsplit(url)
     return urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-
-
-class _Journal:
-    """`OUT.partial`: what has been recorded so far, an example a line, after a line of settings."""
-
-    def __init__(self, path: Path, made_by: dict[str, Any]) -> None:
-        self._path = path
-        self.count = self.left_out = self.passed = self.empty = 0
-        self.input_tokens = self.output_tokens = 0
-        head = to_line(made_by).encode()
-        if path.exists() and path.stat().st_size:
-            self._continue(head)
-        else:
-            with kept_on_failure(path, _KEPT), open(path, "wb") as stream:
-                stream.write(head)
-        self._stream = open(path, "ab")
-
-    def _continue(self, head: bytes) -> None:
-        """Count what is there; a line that a kill cut off is removed."""
-        end = 0
-        with open(self._path, "rb") as lines:
-            for number, line in enumerate(lines):
-                if not line.endswith(b"\n"):
-                    break
-                if number == 0 and line != head:
-                    raise InputError(
-                        self._path,
-                        "is a recording of other examples or settings; finish it, delete it or write elsewhere",
-                    )
-                if number:
-                    self._add(parse_line(line, f"{self._path}:{number + 1}"))
-                end += len(line)
-        with open(self._path, "r+b") as stream:
-            stream.truncate(end)
-            if not end:
-                stream.write(head)
-
-    def _add(self, row: dict[str, Any]) -> None:
-        self.count += 1
-        self.left_out += "problem" in row
-        self.passed += "choices" in row.get("pool", ())
-        self.input_tokens += row["tokens"][0]
-        self.output_tokens += row["tokens"][1]
-        self.empty += row.get("empty", 0)
-
-    def write(self, example: Example, answer: Answer) -> None:
-        """Add the answer of the next example."""
-        tokens = [answer.input_tokens, answer.output_tokens]
-        row: dict[str, Any] = {"pool": Pool(example, answer.candidates).to_row(), "tokens": tokens}
-        if answer.empty:
-            row["empty"] = answer.empty
-        if answer.problem:
-            row = {"example": example.to_row(), "problem": answer.problem, "tokens": tokens}
-        with kept_on_failure(self._path, _KEPT):
-            self._stream.write(to_line(row).encode())
-            self._stream.flush()
-        self._add(row)
-
-    @property
-    def answered(self) -> int:
-        """How many examples the backbone has answered."""
-        return self.count - self.left_out - self.passed
-
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """Everything recorded, in order."""
-        with open(self._path, "rb") as lines:
-            for line in islice(lines, 1, None):
-                yield json.loads(line)
-
-    def remove(self) -> None:
-        """The recording is finished: its file goes."""
-        self._stream.close()
-        self._path.unlink()
-
-
-def _spent(journal: _Journal, config: BackboneConfig) -> str | None:
-    """The key of the budget that is spent, if one is."""
-    tokens = journal.input_tokens + journal.output_tokens
-    if config.budget_tokens is not None and tokens >= config.budget_tokens:
-        return "backbone.budget_tokens"
-    cost = _cost(journal.input_tokens, journal.output_tokens, config)
-    if config.budget_usd is not None and cost is not None and cost >= config.budget_usd:
-        return "backbone.budget_usd"
-    return None
-
-
-def _cost(input_tokens: int, output_tokens: int, config: BackboneConfig) -> float | None:
-    if config.input_price is None or config.output_price is None:
-        return None
-    return (input_tokens * config.input_price + output_tokens * config.output_price) / 1e6
-
-
-def _usage(journal: _Journal, config: BackboneConfig) -> str:
-    cost = _cost(journal.input_tokens, journal.output_tokens, config)
-    return f"{_count(journal.input_tokens)}+{_count(journal.output_tokens)} tokens" + (
-        f", ${cost:.2f}" if cost is not None else ""
-    )
-
-
-def _count(number: int) -> str:
-    return f"{number:,}" if number < 100_000 else f"{number / 1e6:,.1f}M"
