@@ -15,7 +15,7 @@ from cappy_lightning.config import Config
 from cappy_lightning.data.shards import MANIFEST, SHARD_ROWS, read_manifest, write_manifest, write_shard
 from cappy_lightning.errors import InputError
 from cappy_lightning.files import kept_on_failure, make_dir, open_locked, parse_line, replace, to_line
-from cappy_lightning.labeling.measures import KeptScores
+from cappy_lightning.labeling.measures import Function, KeptScores
 from cappy_lightning.labeling.weak_labels import BLOCK, Labeler
 from cappy_lightning.progress import Ticker, say
 from cappy_lightning.records import Instance, Pool, Split
@@ -79,11 +79,11 @@ def _label(sources: Sources, config: Config, directory: Path, split: Split, made
     consumed = shards[-1]["pools"] if shards else 0
     rows: list[Instance] = []
     label_block = labeler.training if split == "train" else labeler.validation
-    measure, costly = labeler.measure, ":" in config.label.score  # a function may ask an LLM or a person
+    measure = labeler.measure
     with Ticker(f"labelling {out.name}", None, consumed) as ticker, open(directory / JOURNAL, "ab") as journal:
         while True:
             block = list(islice(pools, BLOCK))
-            if costly and not rows:
+            if isinstance(measure, Function) and not rows:  # it may ask an LLM or a person
                 labeler.measure = KeptScores(measure, directory / _scores_file(len(shards)))
             rows += label_block(block)
             consumed += len(block)

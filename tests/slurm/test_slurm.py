@@ -224,6 +224,21 @@ def test_told_ten_times_to_save_at_random_moments_it_ends_as_if_left_alone(
     print(f"{signals} signals: same instances, bit-equal weights; at most {longest:.1f} s from signal to queue")
 
 
+@pytest.mark.soak
+def test_a_run_longer_than_its_time_limit_is_told_by_slurm_itself_and_ends(
+    cluster: Cluster, data: tuple[str, str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    limit = ("slurm.nodes=2", "slurm.time=2:30", "slurm.save_before=30")  # SLURM tells it up to a minute earlier
+    (job,) = submitted(*QUICK, *data, *limit, "trainer.max_steps=20000", f"run_dir={run}")
+    until(lambda: cluster.field(job, "Restarts") == "1", "it was not requeued", 240)
+    until(lambda: log(run).count("continuing from") == 1, "it did not go on")
+    assert "stopped and saved" in log(run)
+    cluster.run("scancel", job)
+    assert ended(cluster, job) == "CANCELLED"
+    print(log(run)[-2000:])
+
+
 def test_a_job_that_gets_nowhere_is_given_up(
     data: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

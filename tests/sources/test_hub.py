@@ -30,6 +30,13 @@ def parquet(first: int) -> bytes:
     return stream.getvalue()
 
 
+def label_from(hub: str, directory: Path) -> subprocess.CompletedProcess[str]:
+    """Label the sources of `directory / "sources.yaml"` with the data sets of a hub."""
+    place = {"HF_ENDPOINT": hub, "HF_HOME": str(directory / "cache"), "HF_HUB_OFFLINE": "0"}
+    words = ("label", directory / "sources.yaml", "-o", directory / "instances")
+    return start_cappy(*words, env={**os.environ, **place})
+
+
 @pytest.fixture
 def labelled(tmp_path: Path) -> subprocess.CompletedProcess[str]:
     """`cappy label` over two data sets of the hub."""
@@ -54,8 +61,7 @@ def labelled(tmp_path: Path) -> subprocess.CompletedProcess[str]:
         }
         hub.files["datasets/me/script"] = {"script.py": b"raise SystemExit('was executed')"}
         hub.files["datasets/me/script@refs/convert/parquet"] = {"uk/test/0000.parquet": parquet(20)}
-        place = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0"}
-        return start_cappy("label", sources, "-o", tmp_path / "instances", env={**os.environ, **place})
+        return label_from(address, tmp_path)
 
 
 def test_rows_come_from_parquet_files_and_from_those_that_the_hub_has_made_of_a_script(
@@ -73,8 +79,7 @@ def test_a_data_set_that_the_hub_does_not_have_is_named(tmp_path: Path) -> None:
     sources = tmp_path / "sources.yaml"
     sources.write_text("sources: [{dataset: me/nothing, columns: {instruction: a, references: b}}]\n")
     with serve_hub() as (_, address):
-        place = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0"}
-        done = start_cappy("label", sources, "-o", tmp_path / "instances", env={**os.environ, **place})
+        done = label_from(address, tmp_path)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("cappy: me/nothing: split 'train' cannot be loaded (")
     assert not (tmp_path / "instances").exists()

@@ -53,7 +53,7 @@ class _TokenF1:
         return 2 * common / (ours.total() + theirs.total()) if common else 0.0
 
 
-class _Function:
+class Function:
     """A function of the user's: (instruction, references, response) -> a number from 0 to 1."""
 
     def __init__(self, name: str, function: Callable[[str, list[str], str], float]) -> None:
@@ -136,4 +136,4 @@ def open_measure(score: str, tokenizer: str) -> Measure:
         raise InputError("label.score", f"'{score}' cannot be imported ({type(error).__name__}: {error})") from None
     if not callable(function):
         raise InputError("label.score", f"'{score}' is no function")
-    return _Function(score, function)
+    return Function(score, function)
