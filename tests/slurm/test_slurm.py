@@ -304,6 +304,8 @@ def test_what_follows_a_job_that_fails_does_not_start_and_the_reason_is_said(
         (("slurm.nodes=3",), "data.lanes: is 64, expected a multiple of the number of ranks (3)"),
         (("slurm.time=soon",), "slurm.time: is 'soon', expected a time as 24:00:00"),
         (("slurm.nodes=4",), "sbatch: refuses the job ("),
+        (("slurm.offline=true", "scorer.base=me/mine"), "scorer.base: 'me/mine' is not in the cache, expected it"),
+        (("slurm.offline=true", "push_to_hub=mine"), "push_to_hub: expected none beside slurm.offline"),
     ],
 )
 def test_what_can_be_known_to_fail_is_refused_and_nothing_is_queued(

@@ -60,6 +60,11 @@ class Function:
         self.name, self._function = name, function
 
     def scores(self, items: Sequence[Item]) -> list[float]:
+        """What the function says of each.
+
+        Raises:
+            InputError: it fails, or says no number from 0 to 1.
+        """
         return [self._score(*item) for item in items]
 
     def _score(self, instruction: str, references: Sequence[str], response: str) -> float:

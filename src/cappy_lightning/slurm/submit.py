@@ -1,7 +1,6 @@
 """`cappy submit`: commands become jobs, checked before they are queued, each after the one before."""
 
 import argparse
-import os
 import re
 import shlex
 import shutil
@@ -13,13 +12,12 @@ from pathlib import Path
 
 from cappy_lightning.config import Config, SlurmConfig
 from cappy_lightning.config_loading import load_config
-from cappy_lightning.data.locations import is_url
-from cappy_lightning.data.shards import find_directories
 from cappy_lightning.errors import InputError
 from cappy_lightning.files import make_dir, part_name, read_whole_lines, to_line, write_text
 from cappy_lightning.progress import say
 from cappy_lightning.run_dir import CONFIG, SLURM, check_run_dir, write_config
 from cappy_lightning.schema import merge, section
+from cappy_lightning.slurm.checks import check_data, check_offline, check_settings, expect, warn_of_local
 from cappy_lightning.slurm.queue import ALIVE, JOBS, queued
 from cappy_lightning.slurm.script import Job, render, seconds, tasks_per_node
 
@@ -148,10 +146,10 @@ def _plan(
         return _plan_training([*([cluster] if cluster else []), *words[1:]], made)
     own = [word for word in words if word.startswith("slurm.")]
     settings = merge(_Cluster, [*([cluster] if cluster else []), *own]).slurm
-    _check_settings(settings)
+    check_settings(settings)
     out = Path(options.out).absolute()
-    _expect(options.source, made)
-    _warn_of_local([options.source, options.out])
+    expect(options.source, made)
+    warn_of_local([options.source, options.out])
     made.append(out)
     array, parts = None, None
     if settings.array:
@@ -165,7 +163,7 @@ def _plan(
 
 def _plan_training(words: Sequence[str], made: list[Path]) -> tuple[Job, Config]:
     settings = merge(Config, words).slurm
-    _check_settings(settings)
+    check_settings(settings)
     config = load_config([*words, f"trainer.nodes={settings.nodes}", f"trainer.devices={tasks_per_node(settings)}"])
     if settings.array:
         raise InputError("slurm.array", "is for generate and label, expected none for a training")
@@ -176,8 +174,10 @@ def _plan_training(words: Sequence[str], made: list[Path]) -> tuple[Job, Config]
             f" {_START} to start and slurm.save_before={settings.save_before} to save",
         )
     check_run_dir(config)
-    _check_data(config, made)
-    _warn_of_local([config.run_dir, *config.data.instances, *config.data.pool])
+    check_data(config, made)
+    if settings.offline:
+        check_offline(config, made)
+    warn_of_local([config.run_dir, *config.data.instances, *config.data.pool])
     run = Path(config.run_dir).absolute()
     made.append(run)
     directory = run / SLURM
@@ -197,51 +197,3 @@ def _missing_parts(array: str, out: Path, suffix: str) -> tuple[str, int]:
         return array, parts
     say(f"{out}: {parts - len(missing)} of {parts} parts are there; the others are submitted")
     return ",".join(map(str, missing)) + (found[2] or ""), parts
-
-
-def _check_settings(settings: SlurmConfig) -> None:
-    for name in ("nodes", "tasks_per_node", "cpus_per_task"):
-        value = getattr(settings, name)
-        if value is not None and value < 1:
-            raise InputError(f"slurm.{name}", f"is {value}, expected at least 1")
-    if settings.gpus_per_node < 0 or settings.save_before < 1:
-        raise InputError("slurm", "expected gpus_per_node of 0 or more and save_before of at least 1")
-    if settings.time:
-        seconds(settings.time)
-
-
-def _is_made(path: str, made: Sequence[Path]) -> bool:
-    whole = Path(path).absolute()
-    return any(whole == one or one in whole.parents for one in made)
-
-
-def _expect(source: str, made: Sequence[Path]) -> None:
-    """What a command reads must be there, unless it is a URL, or a command before makes it."""
-    if not is_url(source) and not Path(source).exists() and not _is_made(source, made):
-        raise InputError(source, "does not exist, and no command before it makes it")
-
-
-def _check_data(config: Config, made: Sequence[Path]) -> None:
-    """The data and the base that a training names must be there, unless a command before makes them."""
-    data = config.data
-    instances = [*data.instances, *data.validation_instances, *data.test_instances]
-    for source in [*instances, *data.pool, *([data.examples] if data.examples else [])]:
-        _expect(source, made)
-    for source in instances:
-        if (is_url(source) or Path(source).is_dir()) and not _is_made(source, made):
-            find_directories(source)
-    base = config.scorer.base
-    if config.slurm.offline and base != "embedded" and not Path(base).exists() and not _is_made(base, made):
-        from huggingface_hub import try_to_load_from_cache
-
-        if not isinstance(try_to_load_from_cache(base, "config.json", revision=config.scorer.revision), str):
-            raise InputError(
-                "scorer.base", f"'{base}' is not in the cache, expected it there: the nodes have no internet"
-            )
-
-
-def _warn_of_local(paths: Sequence[str]) -> None:
-    for path in paths:
-        whole = os.path.abspath(path)
-        if not is_url(path) and whole.startswith(("/tmp/", "/var/tmp/", "/dev/shm/")):
-            say(f"warning: {path} is on a disk that other nodes may not see")

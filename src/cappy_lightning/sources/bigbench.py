@@ -108,7 +108,7 @@ def bigbench_examples(task: str) -> list[Example]:
         InputError: no such task, or no way to fetch it.
     """
     fetch([task])
-    return read_examples(_cached(task))
+    return read_examples(cached_path(task))
 
 
 def fetch(tasks: Sequence[str]) -> None:
@@ -120,7 +120,7 @@ def fetch(tasks: Sequence[str]) -> None:
     for task in tasks:
         if not task.replace("_", "").isalnum():
             raise InputError("bigbench", f"is '{task}', expected the name of a BIG-bench task")
-    missing = list(dict.fromkeys(task for task in tasks if not _cached(task).exists()))
+    missing = list(dict.fromkeys(task for task in tasks if not cached_path(task).exists()))
     while missing and (rows := _from_hub(missing[0])) is not None:
         _keep(missing.pop(0), rows)
     if not missing:
@@ -140,13 +140,14 @@ def archive_examples() -> Iterator[tuple[str, Iterator[Example | None]]]:
         yield task, (_example(task, number, row) for number, row in enumerate(_rows_of(files)))
 
 
-def _cached(task: str) -> Path:
+def cached_path(task: str) -> Path:
+    """Where the examples of a task are kept once they were fetched."""
     return cache_dir() / "bigbench" / f"{task}.jsonl"
 
 
 def _keep(task: str, rows: Iterator[_Row]) -> None:
     left_out = kept = 0
-    with atomic_path(_cached(task)) as scratch, open(scratch, "w", encoding="utf-8") as stream:
+    with atomic_path(cached_path(task)) as scratch, open(scratch, "w", encoding="utf-8") as stream:
         for number, row in enumerate(rows):
             example = _example(task, number, row)
             if example is None:
