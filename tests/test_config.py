@@ -15,7 +15,7 @@ from cappy_lightning.config import BackboneConfig, Config
 from cappy_lightning.config_loading import load_config
 from cappy_lightning.errors import InputError
 from cappy_lightning.records import Candidate, Example
-from cappy_lightning.schema import all_keys, describe_keys
+from cappy_lightning.schema import all_keys, describe_keys, merge
 from cappy_lightning.sources.jsonl import read_labelled_pools
 
 SOURCE = "data.pool=pool.jsonl"
@@ -195,6 +195,29 @@ def test_a_bad_file_is_refused_by_its_name(tmp_path: Path, text: bytes, problem:
     path = tmp_path / "recipe.yaml"
     path.write_bytes(text)
     assert refusal(SOURCE, str(path)).startswith(f"{path}: {problem}")
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("slurm.time=24:00:00", "24:00:00"),
+        ("slurm.time=2:30", "2:30"),
+        ("data.task=no", "no"),
+        ("data.task=2024-01-01", "2024-01-01"),
+        ("seed=010", 10),
+        ("optimizer.learning_rate=1e-5", 1e-5),
+        ("optimizer.learning_rate=5", 5.0),
+        ("finetune.lora_targets=[a, b]", ["a", "b"]),
+        ("data.max_train=null", None),
+    ],
+)
+def test_words_are_read_as_yaml_1_2_does(tmp_path: Path, word: str, value: object) -> None:
+    section, _, rest = word.partition(".")
+    key, _, text = (rest or section).partition("=")
+    (tmp_path / "own.yaml").write_text(f"{section}: {{{key}: {text}}}\n" if rest else f"{key}: {text}\n")
+    for source in (word, str(tmp_path / "own.yaml")):
+        config = merge(Config, [source])
+        assert getattr(getattr(config, section) if rest else config, key) == value
 
 
 def test_a_file_with_a_mere_number_is_refused_with_a_reason(tmp_path: Path) -> None:

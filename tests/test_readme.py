@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from cappy_lightning.cli import _parser
+from cappy_lightning.command_line import parse
 from cappy_lightning.config import Config
 from cappy_lightning.schema import all_keys
 from cappy_lightning.sources.spec import SourcesConfig
@@ -40,8 +40,7 @@ def test_commands_parse_and_name_known_keys_and_recipes(page: Path) -> None:
     for words in commands(page):
         if "--help" in words:
             continue
-        options, rest = _parser().parse_known_args(words)
-        for word in [*getattr(options, "config", []), *rest]:
+        for word in getattr(parse(words), "config", []):
             name, equals, _ = word.partition("=")
             assert name in known if equals else (ROOT / word).is_file(), " ".join(words)
     assert page.name in ("architecture.md", "bigbench_tasks.md") or commands(page)

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cappy_lightning.errors import InputError
+from cappy_lightning.yaml_reading import read_yaml
 
 Schema = typing.TypeVar("Schema")
 
@@ -62,28 +63,29 @@ def _parse_argument(argument: str) -> tuple[DictConfig, str]:
     name, equals, value = argument.partition("=")
     if equals and "/" not in name:
         if value == "-":  # standard input, which YAML takes for an empty list
-            argument = f"{name}='-'"
+            value = "'-'"
         try:
-            return OmegaConf.from_dotlist([argument]), f"{name}={value}"
+            overlay = OmegaConf.create()
+            OmegaConf.update(overlay, name, read_yaml(value))
+            return overlay, f"{name}={value}"
         except Exception as error:  # OmegaConf lets the YAML parser's own errors through
             raise InputError(argument, f"cannot be read as key=value ({str(error).splitlines()[0]})") from None
     if not argument.endswith((".yaml", ".yml")):
         raise InputError(argument, "is neither a .yaml file nor key=value")
     try:
-        loaded = OmegaConf.load(argument)
+        with open(argument, encoding="utf-8") as stream:
+            loaded = read_yaml(stream)
     except OSError as error:
-        if error.strerror is None:  # OmegaConf's word for a file that is a single number
-            raise InputError(argument, "is no mapping, expected 'key: value' lines") from None
         raise InputError(argument, f"cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
         raise InputError(argument, "is not UTF-8 text") from None
     except Exception as error:  # the YAML parser's own errors
         raise InputError(argument, f"is not valid YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(loaded, DictConfig):
-        raise InputError(argument, "is no mapping, expected 'key: value' lines")
     if not loaded:
         raise InputError(argument, "is empty, expected 'key: value' lines")
-    return loaded, argument
+    if not isinstance(loaded, dict):
+        raise InputError(argument, "is no mapping, expected 'key: value' lines")
+    return OmegaConf.create(loaded), argument
 
 
 def _check_keys(overlay: DictConfig, schema: DictConfig, where: str, known: Sequence[str], prefix: str = "") -> None:

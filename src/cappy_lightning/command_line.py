@@ -1,0 +1,193 @@
+"""The words of the command line: every command with its options and its help."""
+
+import argparse
+from collections.abc import Sequence
+
+from cappy_lightning.config import BackboneConfig, Config, LabelConfig, SlurmConfig
+from cappy_lightning.records import SPLITS
+from cappy_lightning.schema import describe_keys
+from cappy_lightning.sources.spec import SourceConfig, SourcesConfig
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of a command line; `command` is the name of the command.
+
+    Exits with 2 after one line on a word that no command knows, and with 0 after `--help`.
+    """
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if any(word.startswith("-") for word in rest) or (rest and "config" not in options):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # argparse gives up on key=value words that come after an option
+        options.config += rest
+    return options
+
+
+_SOURCES_HELP = (
+    "\n\nA sources file (YAML) has the keys:\n"
+    + describe_keys(SourcesConfig)
+    + "\n\nand each of its sources:\n"
+    + describe_keys(SourceConfig)
+)
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="cappy", description="Cappy: a small scorer that picks the best answer of an LLM."
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    train = commands.add_parser(
+        "train",
+        help="adapt or pretrain a scorer",
+        formatter_class=raw,
+        description="Train a scorer by a recipe. What comes later on the line goes before what came earlier.\n\n"
+        "  cappy train conf/quickstart.yaml\n"
+        "  cappy train conf/adapt.yaml data.pool=my_pool.jsonl seed=1\n"
+        "  cappy train conf/pretrain.yaml conf/smoke.yaml",
+        epilog="Keys:\n" + describe_keys(Config),
+    )
+    train.add_argument("config", nargs="*", metavar="RECIPE.yaml [OVERLAY.yaml ...] [key=value ...]")
+    train.add_argument("--json", action="store_true", help="print the metrics as one JSON object")
+
+    generate = commands.add_parser(
+        "generate",
+        help="let an LLM propose candidates for examples",
+        formatter_class=raw,
+        description="Examples become a pool file (JSONL). Run it again after an interruption to continue.\n\n"
+        "  cappy generate examples.jsonl -o pool.jsonl backbone.shots=8\n"
+        "  cappy generate sources.yaml -o pool.jsonl backbone.kind=openai backbone.url=http://localhost:8000 \\\n"
+        "      backbone.model=NAME backbone.chat=true",
+        epilog="Keys:\n" + describe_keys(BackboneConfig, "backbone.") + _SOURCES_HELP,
+    )
+    _source_options(generate, "EXAMPLES", "POOL.jsonl", "backbone")
+
+    label = commands.add_parser(
+        "label",
+        help="turn examples or pools into weakly labelled instances",
+        formatter_class=raw,
+        description="Examples or pools become a directory of instances (Parquet shards and a manifest). Run it again\n"
+        "after an interruption to continue.\n\n"
+        "  cappy label pool.jsonl -o instances/train\n"
+        "  cappy label pool.jsonl -o instances/validation --split validation\n"
+        "  cappy label conf/sources/t0.yaml templates=promptsource/promptsource/templates -o t0 --shard 0/64",
+        epilog="Keys:\n" + describe_keys(LabelConfig, "label.") + _SOURCES_HELP,
+    )
+    _source_options(label, "POOL.jsonl", "DIRECTORY", "label")
+    label.add_argument(
+        "--split",
+        choices=SPLITS,
+        default="train",
+        help="train (default): all examples but those of the split validation; validation: the candidates of those",
+    )
+
+    inspect = commands.add_parser(
+        "inspect",
+        help="look at instances, pools or examples",
+        formatter_class=raw,
+        description="Counts by task and origin, scores, lengths in tokens, the worst tasks and sample rows.\n\n"
+        "  cappy inspect instances/train --html page.html\n"
+        "  cappy inspect pool.jsonl scorer.base=roberta-large scorer.max_length=512",
+    )
+    inspect.add_argument("source", metavar="PATH", help="directory of instances, pool or example file, sources file")
+    inspect.add_argument("config", nargs="*", metavar="[scorer.key=value ...] [label.key=value ...]")
+    inspect.add_argument("--html", metavar="PAGE.html", help="write one self-contained page, too")
+
+    score = commands.add_parser(
+        "score",
+        help="score pairs",
+        formatter_class=raw,
+        description='Rows {"instruction", "response", ...} (JSONL) come out with "score" and "logit" added.\n\n'
+        "  cappy score pairs.jsonl --scorer runs/quickstart/adapter -o scores.jsonl",
+    )
+    _scorer_options(score, "PAIRS.jsonl")
+
+    select = commands.add_parser(
+        "select",
+        help="select the best candidate of each pool",
+        formatter_class=raw,
+        description="Pools (JSONL) become selections (JSONL); where the pools have references or choices, a report is\n"
+        "printed on standard error.\n\n"
+        "  cappy select pool.jsonl --scorer runs/quickstart/adapter -o selections.jsonl",
+    )
+    _scorer_options(select, "POOL.jsonl")
+    select.add_argument("config", nargs="*", metavar="[label.key=value ...]", help="what the report judges by")
+
+    export = commands.add_parser(
+        "export",
+        help="turn a run, a checkpoint or a scorer into an adapter, a model directory or ONNX",
+        formatter_class=raw,
+        description="What is written is loaded back and compared before it counts. A run gives its latest checkpoint;\n"
+        "directories with the shards of ZeRO need neither GPUs nor as many processes as have written them.\n\n"
+        "  cappy export runs/quickstart -o adapter\n"
+        "  cappy export runs/pretrain/checkpoints/step-5000.ckpt -o model\n"
+        "  cappy export runs/quickstart/adapter -o merged --as model\n"
+        "  cappy export btan2/cappy-large -o onnx --as onnx",
+    )
+    export.add_argument("source", metavar="SOURCE", help="run directory, checkpoint, adapter, saved scorer, hub name")
+    export.add_argument("-o", "--out", required=True, metavar="DIRECTORY")
+    export.add_argument(
+        "--as",
+        dest="kind",
+        choices=("adapter", "model", "onnx"),
+        help="default: what the run exports itself; model: one model, adapters merged into it",
+    )
+
+    submit = commands.add_parser(
+        "submit",
+        help="queue a training, recording, labelling or export, or a chain of them, under SLURM",
+        formatter_class=raw,
+        description="Check a command, write a batch script for it, and submit that. In a chain each job starts when"
+        " the one before has ended well.\n\n"
+        "  cappy submit conf/pretrain.yaml conf/zero2.yaml slurm.nodes=4 slurm.gpus_per_node=8 slurm.time=24:00:00\n"
+        "  cappy submit label examples.jsonl -o instances slurm.array=0-63%8\n"
+        "  cappy submit --cluster mine.yaml generate examples.jsonl -o pools slurm.array=0-63%8 \\\n"
+        "      then label pools -o instances then conf/pretrain.yaml data.instances=instances",
+        epilog="Keys:\n" + describe_keys(SlurmConfig, "slurm."),
+    )
+    submit.add_argument("--cluster", metavar="FILE.yaml", help="a section `slurm` for all jobs of a chain")
+    submit.add_argument("--dry-run", action="store_true", help="print the scripts; submit nothing")
+    submit.add_argument("words", nargs=argparse.REMAINDER, metavar="[COMMAND] WORDS [then ...]")
+
+    jobs = commands.add_parser(
+        "jobs",
+        help="what has become of submitted jobs",
+        formatter_class=raw,
+        description="State, progress, restarts and reasons of the jobs that `cappy submit` has queued from a folder.",
+    )
+    jobs.add_argument("folder", nargs="*", default=["."], help="where runs and outputs lie, up to three levels below")
+    jobs.add_argument("--json", action="store_true", help="print a list of JSON objects")
+
+    memory = commands.add_parser(
+        "memory",
+        help="estimate the memory that a recipe needs on each device",
+        formatter_class=raw,
+        description="Builds the model without its weights and counts what a step keeps.\n\n"
+        "  cappy memory conf/pretrain.yaml conf/gpu.yaml conf/zero2.yaml trainer.devices=8",
+    )
+    memory.add_argument("config", nargs="*", metavar="RECIPE.yaml [OVERLAY.yaml ...] [key=value ...]")
+    memory.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def _source_options(parser: argparse.ArgumentParser, what: str, out: str, section: str) -> None:
+    parser.add_argument("source", metavar=what, help="JSONL, CSV or Parquet, or a sources file (YAML)")
+    parser.add_argument("config", nargs="*", metavar=f"[RECIPE.yaml ...] [{section}.key=value ...]")
+    parser.add_argument("-o", "--out", required=True, metavar=out)
+    parser.add_argument("--shard", metavar="I/N", help="only part I (from 0) of N, into a place of its own in OUT")
+
+
+def _scorer_options(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("input", nargs="?", default="-", metavar=what, help="input file; - or nothing: standard input")
+    parser.add_argument("-o", "--out", default="-", metavar="OUT.jsonl", help="output file; default: standard output")
+    parser.add_argument("--scorer", required=True, help="a saved scorer, an adapter, or a hub name")
+    parser.add_argument(
+        "--adapter",
+        action="append",
+        metavar="[TASK=]ADAPTER",
+        help='an adapter to put onto the scorer; several, each with its task: the rows\' "task" says which',
+    )
+    parser.add_argument(
+        "--activation", choices=("sigmoid", "identity"), help="for scorers that do not say it themselves"
+    )

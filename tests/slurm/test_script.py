@@ -1,0 +1,44 @@
+"""Scripts and what is read from the command line for them, without a cluster."""
+
+from pathlib import Path
+
+import pytest
+from conftest import Run
+
+from cappy_lightning.errors import InputError
+from cappy_lightning.slurm.script import seconds
+
+
+@pytest.mark.parametrize(
+    ("time", "expected"),
+    [
+        ("90", 5400),
+        ("2:30", 150),
+        ("24:00:00", 86400),
+        ("1-12", 129600),
+        ("2-00:30", 174600),
+        ("0-0:0:7", 7),
+    ],
+)
+def test_times_are_read_as_sbatch_reads_them(time: str, expected: int) -> None:
+    assert seconds(time) == expected
+
+
+@pytest.mark.parametrize("time", ["", "soon", "1:2:3:4", "-5", "1.5"])
+def test_what_is_no_time_is_refused(time: str) -> None:
+    with pytest.raises(InputError):
+        seconds(time)
+
+
+def test_a_dry_run_prints_the_script_and_touches_nothing(cappy: Run, tmp_path: Path) -> None:
+    run = tmp_path / "a run"
+    (tmp_path / "mine.yaml").write_text("slurm: {partition: gpu, time: 24:00:00, setup: [module load cuda]}\n")
+    words = ("conf/quickstart.yaml", "slurm.nodes=2", "slurm.gpus_per_node=4", "batch.micro_size=1", f"run_dir={run}")
+    done = cappy("submit", "--cluster", tmp_path / "mine.yaml", *words, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    asked = ("partition=gpu", "time=24:00:00", "nodes=2", "ntasks-per-node=4", "gpus-per-node=4", "signal=USR1@120")
+    assert {f"#SBATCH --{option}" for option in asked} <= set(lines)
+    assert "module load cuda" in lines
+    assert any(line.startswith("srun ") and line.endswith(f"train '{run}/slurm/config.yaml'") for line in lines)
+    assert not run.exists()
