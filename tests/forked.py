@@ -85,8 +85,13 @@ class Forked:
         return None if None in codes else codes[0]
 
     @property
+    def stdout(self) -> str:
+        """What it has printed so far, of all ranks."""
+        return (self._output / "stdout").read_text()
+
+    @property
     def stderr(self) -> str:
-        """What it has printed."""
+        """The same on standard error."""
         return (self._output / "stderr").read_text()
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:

@@ -3,15 +3,15 @@
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import exporting
 import numpy as np
 import pytest
 import torch
 from conftest import SHORT_RUN, Run
+from forked import Forked
 from hub import open_hub
 from peft import PeftModel
 from safetensors import safe_open
@@ -199,38 +199,19 @@ def test_an_upload_that_fails_is_said_in_one_line_and_without_a_token_before_the
         push(lora_run / "adapter", "me/tickets")  # the tests have no hub
 
 
-KILLED = """
-import sys
-from pathlib import Path
-import torch
-from cappy_lightning import Cappy
-from cappy_lightning.export import PROBE, export
-from cappy_lightning.scorer.adapter import read_settings
-
-here = Path(sys.argv[1])
-scorer, settings = Cappy.from_pretrained(here).scorer, read_settings(here)
-bias = dict(scorer.model.named_parameters())["base_model.model.classifier.modules_to_save.default.bias"]
-print("ready", flush=True)
-while True:
-    with torch.no_grad():
-        bias += 0.1
-    export(scorer, here, "adapter", settings, "a card", Cappy(scorer).score(PROBE), 1e-5)
-    print("written", flush=True)
-"""
-
-
 def kill_in_exports(adapter: Path, kills: int, seed: int) -> int:
     """Kill a process that exports again and again, at random moments; after each kill there is a whole adapter."""
     random = np.random.default_rng(seed)
     written = 0
     for _ in range(kills):
-        command = [sys.executable, "-c", KILLED, str(adapter)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout
-            assert process.stdout.readline() == "ready\n"
-            time.sleep(float(random.uniform(0, 4)))
-            process.kill()
-            written += process.stdout.read().count("written")
+        process = Forked(adapter.with_name("output"), adapter, program=exporting.run)
+        while "ready" not in process.stdout:
+            assert process.returncode is None, process.stderr
+            time.sleep(0.01)
+        time.sleep(float(random.uniform(0, 4)))
+        process.kill()
+        process.wait()
+        written += process.stdout.count("written")
         read_settings(adapter)
         names = {path.name for path in adapter.iterdir()}
         assert {"README.md", "adapter_config.json", "adapter_model.safetensors", "cappy.json"} == names
