@@ -236,7 +236,6 @@ def test_a_run_longer_than_its_time_limit_is_told_by_slurm_itself_and_ends(
     assert "stopped and saved" in log(run)
     cluster.run("scancel", job)
     assert ended(cluster, job) == "CANCELLED"
-    print(log(run)[-2000:])
 
 
 def test_a_job_that_gets_nowhere_is_given_up(
