@@ -1,6 +1,7 @@
 """The words of the command line: every command with its options and its help."""
 
 import argparse
+import functools
 from collections.abc import Sequence
 
 from cappy_lightning.config import BackboneConfig, Config, LabelConfig, SlurmConfig
@@ -12,7 +13,7 @@ from cappy_lightning.sources.spec import SourceConfig, SourcesConfig
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The options of a command line; `command` is the name of the command.
 
-    Exits with 2 after one line on a word that no command knows, and with 0 after `--help`.
+    Exits with 2, after the usage and one line, on a word that no command knows, and with 0 after `--help`.
     """
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
@@ -32,16 +33,15 @@ _SOURCES_HELP = (
 
 
 def _parser() -> argparse.ArgumentParser:
-    raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         prog="cappy", description="Cappy: a small scorer that picks the best answer of an LLM."
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    add = functools.partial(commands.add_parser, formatter_class=argparse.RawDescriptionHelpFormatter)
 
-    train = commands.add_parser(
+    train = add(
         "train",
         help="adapt or pretrain a scorer",
-        formatter_class=raw,
         description="Train a scorer by a recipe. What comes later on the line goes before what came earlier.\n\n"
         "  cappy train conf/quickstart.yaml\n"
         "  cappy train conf/adapt.yaml data.pool=my_pool.jsonl seed=1\n"
@@ -51,10 +51,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("config", nargs="*", metavar="RECIPE.yaml [OVERLAY.yaml ...] [key=value ...]")
     train.add_argument("--json", action="store_true", help="print the metrics as one JSON object")
 
-    generate = commands.add_parser(
+    generate = add(
         "generate",
         help="let an LLM propose candidates for examples",
-        formatter_class=raw,
         description="Examples become a pool file (JSONL). Run it again after an interruption to continue.\n\n"
         "  cappy generate examples.jsonl -o pool.jsonl backbone.shots=8\n"
         "  cappy generate sources.yaml -o pool.jsonl backbone.kind=openai backbone.url=http://localhost:8000 \\\n"
@@ -63,10 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     _source_options(generate, "EXAMPLES", "POOL.jsonl", "backbone")
 
-    label = commands.add_parser(
+    label = add(
         "label",
         help="turn examples or pools into weakly labelled instances",
-        formatter_class=raw,
         description="Examples or pools become a directory of instances (Parquet shards and a manifest). Run it again\n"
         "after an interruption to continue.\n\n"
         "  cappy label pool.jsonl -o instances/train\n"
@@ -82,10 +80,9 @@ def _parser() -> argparse.ArgumentParser:
         help="train (default): all examples but those of the split validation; validation: the candidates of those",
     )
 
-    inspect = commands.add_parser(
+    inspect = add(
         "inspect",
         help="look at instances, pools or examples",
-        formatter_class=raw,
         description="Counts by task and origin, scores, lengths in tokens, the worst tasks and sample rows.\n\n"
         "  cappy inspect instances/train --html page.html\n"
         "  cappy inspect pool.jsonl scorer.base=roberta-large scorer.max_length=512",
@@ -94,19 +91,17 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("config", nargs="*", metavar="[scorer.key=value ...] [label.key=value ...]")
     inspect.add_argument("--html", metavar="PAGE.html", help="write one self-contained page, too")
 
-    score = commands.add_parser(
+    score = add(
         "score",
         help="score pairs",
-        formatter_class=raw,
         description='Rows {"instruction", "response", ...} (JSONL) come out with "score" and "logit" added.\n\n'
         "  cappy score pairs.jsonl --scorer runs/quickstart/adapter -o scores.jsonl",
     )
     _scorer_options(score, "PAIRS.jsonl")
 
-    select = commands.add_parser(
+    select = add(
         "select",
         help="select the best candidate of each pool",
-        formatter_class=raw,
         description="Pools (JSONL) become selections (JSONL); where the pools have references or choices, a report is\n"
         "printed on standard error.\n\n"
         "  cappy select pool.jsonl --scorer runs/quickstart/adapter -o selections.jsonl",
@@ -114,10 +109,9 @@ def _parser() -> argparse.ArgumentParser:
     _scorer_options(select, "POOL.jsonl")
     select.add_argument("config", nargs="*", metavar="[label.key=value ...]", help="what the report judges by")
 
-    export = commands.add_parser(
+    export = add(
         "export",
         help="turn a run, a checkpoint or a scorer into an adapter, a model directory or ONNX",
-        formatter_class=raw,
         description="What is written is loaded back and compared before it counts. A run gives its latest checkpoint;\n"
         "directories with the shards of ZeRO need neither GPUs nor as many processes as have written them.\n\n"
         "  cappy export runs/quickstart -o adapter\n"
@@ -134,10 +128,9 @@ def _parser() -> argparse.ArgumentParser:
         help="default: what the run exports itself; model: one model, adapters merged into it",
     )
 
-    submit = commands.add_parser(
+    submit = add(
         "submit",
         help="queue a training, recording, labelling or export, or a chain of them, under SLURM",
-        formatter_class=raw,
         description="Check a command, write a batch script for it, and submit that. In a chain each job starts when"
         " the one before has ended well.\n\n"
         "  cappy submit conf/pretrain.yaml conf/zero2.yaml slurm.nodes=4 slurm.gpus_per_node=8 slurm.time=24:00:00\n"
@@ -150,19 +143,17 @@ def _parser() -> argparse.ArgumentParser:
     submit.add_argument("--dry-run", action="store_true", help="print the scripts; submit nothing")
     submit.add_argument("words", nargs=argparse.REMAINDER, metavar="[COMMAND] WORDS [then ...]")
 
-    jobs = commands.add_parser(
+    jobs = add(
         "jobs",
         help="what has become of submitted jobs",
-        formatter_class=raw,
         description="State, progress, restarts and reasons of the jobs that `cappy submit` has queued from a folder.",
     )
     jobs.add_argument("folder", nargs="*", default=["."], help="where runs and outputs lie, up to three levels below")
     jobs.add_argument("--json", action="store_true", help="print a list of JSON objects")
 
-    memory = commands.add_parser(
+    memory = add(
         "memory",
         help="estimate the memory that a recipe needs on each device",
-        formatter_class=raw,
         description="Builds the model without its weights and counts what a step keeps.\n\n"
         "  cappy memory conf/pretrain.yaml conf/gpu.yaml conf/zero2.yaml trainer.devices=8",
     )

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from cappy_lightning.config import SlurmConfig
+from cappy_lightning.config import Config, SlurmConfig
 from cappy_lightning.errors import InputError
 from cappy_lightning.slurm.restarts import TOLD
 
@@ -27,7 +27,7 @@ class Job:
         directory: for the script, the logs and the exit codes.
         command: the words after `cappy`.
         settings: the config's section `slurm`.
-        continues: whether the command saves on SIGUSR1, to be continued by the same job.
+        config: of a training, which saves on SIGUSR1, to be continued by the same job; None: another command.
         parts: how many parts the command makes, one a task of an array; None: no array.
         array: which of them.
     """
@@ -36,7 +36,7 @@ class Job:
     directory: Path
     command: tuple[str, ...]
     settings: SlurmConfig
-    continues: bool = False
+    config: Config | None = None
     parts: int | None = None
     array: str | None = None
 
@@ -53,7 +53,7 @@ def render(job: Job, directory: Path) -> str:
         job: what it is for.
         directory: where the command runs; relative paths mean what they meant at the submission.
     """
-    settings = job.settings
+    settings, continues = job.settings, job.config is not None
     log = job.directory / ("%A_%a.log" if job.array else "%j.log")
     options = {
         "job-name": job.name,
@@ -69,7 +69,7 @@ def render(job: Job, directory: Path) -> str:
         "cpus-per-task": settings.cpus_per_task,
         "mem": settings.memory,
         "time": settings.time,
-        "signal": f"USR1@{settings.save_before}" if job.continues else None,
+        "signal": f"USR1@{settings.save_before}" if continues else None,
         "array": job.array,
     }
     lines = ["#!/bin/bash"]
@@ -85,13 +85,13 @@ def render(job: Job, directory: Path) -> str:
         srun += f" --cpus-per-task={settings.cpus_per_task}"  # srun does not take it over from sbatch
     part = f" --shard $SLURM_ARRAY_TASK_ID/{job.parts}" if job.parts else ""
     told = shlex.quote(str(job.directory / TOLD))
-    if job.continues:
+    if continues:
         lines.append(f"rm -f {told}")
     lines += [f"{srun} {call} {shlex.join(job.command)}{part}", "code=$?", ""]
     entry = r'{"job": "%s", "task": "%s", "restarts": %d, "code": %d}\n'
     values = '"${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}" "${SLURM_ARRAY_TASK_ID:-}" "${SLURM_RESTART_COUNT:-0}" "$code"'
     lines += [f"printf '{entry}' {values} >> {shlex.quote(str(job.directory / EXITS))}"]
-    if job.continues:
+    if continues:
         # Not by the exit code alone: when the first rank has ended, srun ends the others, by SIGTERM.
         lines += [
             "# Told that its time is nearly over, the run has saved; the same job goes on with it later.",

@@ -73,12 +73,7 @@ def submit(stages: Sequence[tuple[Sequence[str], argparse.Namespace]], cluster: 
     """
     here = Path.cwd()
     made: list[Path] = []  # what the commands so far will have made
-    jobs: list[Job] = []
-    configs: list[Config | None] = []
-    for words, options in stages:
-        job, config = _plan(words, options, cluster, made)
-        jobs.append(job)
-        configs.append(config)
+    jobs = [_plan(words, options, cluster, made) for words, options in stages]
     scripts = [render(job, here) for job in jobs]
     if dry_run:
         for job, text in zip(jobs, scripts, strict=True):
@@ -89,10 +84,10 @@ def submit(stages: Sequence[tuple[Sequence[str], argparse.Namespace]], cluster: 
     for job, text in zip(jobs, scripts, strict=True):
         _refuse_second(job)
         _sbatch(["--test-only", *_dependency(job, None)], text)
-    for job, config, text in zip(jobs, configs, scripts, strict=True):
+    for job, text in zip(jobs, scripts, strict=True):
         make_dir(job.directory)
-        if config:
-            write_config(job.directory / CONFIG, config)
+        if job.config:
+            write_config(job.directory / CONFIG, job.config)
         write_text(job.directory / SCRIPT, text)
     before: list[str] = []
     for job, text in zip(jobs, scripts, strict=True):
@@ -138,10 +133,8 @@ def _sbatch(options: Sequence[str], script: str) -> str:
     return done.stdout.strip()
 
 
-def _plan(
-    words: Sequence[str], options: argparse.Namespace, cluster: str | None, made: list[Path]
-) -> tuple[Job, Config | None]:
-    """The job of one command, and for a training its config; what the command makes is added to `made`."""
+def _plan(words: Sequence[str], options: argparse.Namespace, cluster: str | None, made: list[Path]) -> Job:
+    """The job of one command; what the command makes is added to `made`."""
     if words[0] == "train":
         return _plan_training([*([cluster] if cluster else []), *words[1:]], made)
     own = [word for word in words if word.startswith("slurm.")]
@@ -158,10 +151,10 @@ def _plan(
         array, parts = _missing_parts(settings.array, out, ".jsonl" if words[0] == "generate" else "")
     directory = out.with_name(out.name + ".slurm")
     command = tuple(word for word in words if word not in own)
-    return Job(f"{words[0]}-{out.name}", directory, command, settings, parts=parts, array=array), None
+    return Job(f"{words[0]}-{out.name}", directory, command, settings, parts=parts, array=array)
 
 
-def _plan_training(words: Sequence[str], made: list[Path]) -> tuple[Job, Config]:
+def _plan_training(words: Sequence[str], made: list[Path]) -> Job:
     settings = merge(Config, words).slurm
     check_settings(settings)
     config = load_config([*words, f"trainer.nodes={settings.nodes}", f"trainer.devices={tasks_per_node(settings)}"])
@@ -181,7 +174,7 @@ def _plan_training(words: Sequence[str], made: list[Path]) -> tuple[Job, Config]
     run = Path(config.run_dir).absolute()
     made.append(run)
     directory = run / SLURM
-    return Job(config.name, directory, ("train", str(directory / CONFIG)), settings, continues=True), config
+    return Job(config.name, directory, ("train", str(directory / CONFIG)), settings, config)
 
 
 def _missing_parts(array: str, out: Path, suffix: str) -> tuple[str, int]:
