@@ -32,7 +32,8 @@ STEPS = 400
 TWO = ("slurm.nodes=2", "slurm.time=20")
 
 #: Both nodes are this machine, and its cores are few.
-HERE = 'slurm.setup=["export MASTER_ADDR=127.0.0.1 OMP_NUM_THREADS=1"]'
+SET_UP = "export MASTER_ADDR=127.0.0.1 OMP_NUM_THREADS=1"
+HERE = f'slurm.setup=["{SET_UP}"]'
 
 #: Of a run with a step of milliseconds.
 QUICK = (
@@ -243,16 +244,12 @@ def test_a_job_that_gets_nowhere_is_given_up(
 ) -> None:
     run = tmp_path / "run"
     (run / "slurm").mkdir(parents=True)
-    for restarts in range(3):
-        monkeypatch.setenv("SLURM_JOB_ID", "7")
-        monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
-        words = (*QUICK, *data, "trainer.checkpoint_every=1000", f"run_dir={run}", "optimizer.learning_rate=1e30")
-        done = run_cappy("train", *words, "trainer.max_steps=1000000") if restarts == 2 else None
-        if done is None:
-            note_start(run / "slurm", 0)
-            continue
-        assert done.returncode == 2
-        assert "was started 3 times in a row at step 0 and is given up" in done.stderr
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    for _ in range(2):
+        note_start(run / "slurm", 0)
+    done = run_cappy("train", *QUICK, *data, f"run_dir={run}")
+    assert done.returncode == 2
+    assert "was started 3 times in a row at step 0 and is given up" in done.stderr
     monkeypatch.setenv("SLURM_JOB_ID", "8")
     note_start(run / "slurm", 0)  # another job may try again
 
@@ -262,7 +259,7 @@ def test_of_an_array_only_what_failed_is_made_again_and_all_parts_equal_a_single
 ) -> None:
     out = tmp_path / "instances"
     words = ("label", QUICKSTART_POOL, "-o", out, "label.mismatches=0", "slurm.array=0-7%4", HERE)
-    broken = f'slurm.setup=["[ $SLURM_ARRAY_TASK_ID = 5 ] && kill -9 $$", "{HERE[15:-2]}"]'
+    broken = f'slurm.setup=["[ $SLURM_ARRAY_TASK_ID = 5 ] && kill -9 $$", "{SET_UP}"]'
     (first,) = submitted(*words[:-1], broken)
     until(lambda: all(s in ENDED for s in cluster.states(first)), "the array does not end")
     (row,) = jobs(tmp_path)

@@ -24,7 +24,7 @@ def note_told(directory: Path) -> None:
 
 
 def note_progress(directory: Path, facts: dict[str, Any]) -> None:
-    """Note how far the training is; nothing outside of jobs."""
+    """Note how far the training is, where there is a folder for jobs."""
     if directory.is_dir():
         write_json(directory / PROGRESS, facts)
 
