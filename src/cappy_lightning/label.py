@@ -1,8 +1,8 @@
 """The job behind `cappy label`: examples or pools become a directory of instances, shard by shard.
 
 While it is under way the shards lie in `OUT.partial`, beside a journal with one line for each that is
-finished. The same call continues after the last of them; what it labels again gives the same instances.
-What a function of the user's has said since then lies there too: no candidate is judged twice by it.
+finished, and the scores of the one that is under way. The same call continues there: instances are put together
+again from the last finished shard on, and give the same bytes, but no candidate is judged twice.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from cappy_lightning.config import Config
 from cappy_lightning.data.shards import MANIFEST, SHARD_ROWS, read_manifest, write_manifest, write_shard
 from cappy_lightning.errors import InputError
 from cappy_lightning.files import kept_on_failure, make_dir, open_locked, parse_line, replace, to_line
-from cappy_lightning.labeling.measures import Function, KeptScores
+from cappy_lightning.labeling.measures import KeptScores
 from cappy_lightning.labeling.weak_labels import BLOCK, Labeler
 from cappy_lightning.progress import Ticker, say
 from cappy_lightning.records import Instance, Pool, Split
@@ -69,22 +69,22 @@ def _label(sources: Sources, config: Config, directory: Path, split: Split, made
         shards = _read_journal(directory, made_by)
     labeler, digest = Labeler(config.label, config.data.seed), hashlib.sha256()
     pools = _of_split(sources.pools(), split, digest)
+    measure = labeler.measure
+    labeler.measure = kept = KeptScores(measure, directory / _scores_file(len(shards)))
+    consumed = shards[-1]["pools"] if shards else 0
+    if consumed or kept:
+        say(f"{out}: continuing, {consumed:,} examples are labelled, {len(kept):,} scores of the next are there")
     if shards:
-        say(f"{out}: continuing, {shards[-1]['pools']:,} examples are labelled")
-        for _ in islice(pools, shards[-1]["pools"]):
+        for _ in islice(pools, consumed):
             pass
         if digest.hexdigest() != shards[-1]["digest"]:
             raise InputError(directory, "the input has changed since this was begun; delete it or write elsewhere")
         labeler.counts.update(shards[-1]["counts"])
-    consumed = shards[-1]["pools"] if shards else 0
     rows: list[Instance] = []
     label_block = labeler.training if split == "train" else labeler.validation
-    measure = labeler.measure
     with Ticker(f"labelling {out.name}", None, consumed) as ticker, open(directory / JOURNAL, "ab") as journal:
         while True:
             block = list(islice(pools, BLOCK))
-            if isinstance(measure, Function) and not rows:  # it may ask an LLM or a person
-                labeler.measure = KeptScores(measure, directory / _scores_file(len(shards)))
             rows += label_block(block)
             consumed += len(block)
             ticker.advance(len(block))
@@ -95,6 +95,7 @@ def _label(sources: Sources, config: Config, directory: Path, split: Split, made
                     journal.write(to_line(shards[-1]).encode())
                     journal.flush()
                     (directory / _scores_file(len(shards) - 1)).unlink(missing_ok=True)
+                labeler.measure = KeptScores(measure, directory / _scores_file(len(shards)))
                 rows = []
             if not block:
                 break

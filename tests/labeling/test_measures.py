@@ -1,5 +1,6 @@
 """The measures by name, and the tokens of every script."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,8 @@ from hypothesis import strategies as st
 
 from cappy_lightning.errors import InputError
 from cappy_lightning.labeling import rouge, tokens
-from cappy_lightning.labeling.measures import open_measure
-from cappy_lightning.labeling.rouge import RougeL
+from cappy_lightning.labeling.measures import KeptScores, open_measure
+from cappy_lightning.labeling.rouge import Item, RougeL
 from cappy_lightning.labeling.tokens import TOKENIZERS, Encoder
 
 PAPER, UNICODE = TOKENIZERS["paper"], TOKENIZERS["unicode"]
@@ -113,3 +114,29 @@ def test_a_function_of_the_users_judges(tmp_path: Path, monkeypatch: pytest.Monk
         assert str(error.value).startswith(problem)
     with pytest.raises(InputError, match=r"gave 1.5, expected a number from 0 to 1, for the response 'abcdef'"):
         score("my_judge:length", ["abcd"], "abcdef")
+
+
+def test_kept_scores_are_not_asked_again_wherever_it_was_stopped(tmp_path: Path) -> None:
+    asked: list[Item] = []
+
+    class Stopping(RougeL):
+        def scores(self, items: Sequence[Item]) -> list[float]:
+            if len(asked) % 512 == 256:
+                asked.extend([("stopped", (), "")] * 256)
+                raise KeyboardInterrupt
+            asked.extend(items)
+            return super().scores(items)
+
+    items = [("i", (f"a b c{n}",), f"{'a ' * (n % 3)}c{n % 7}") for n in range(1000)]
+    again, stops = [*items, *items[:10]], 0
+    while True:
+        try:
+            found = KeptScores(Stopping(), tmp_path / "kept").scores(again)
+            break
+        except KeyboardInterrupt:
+            stops += 1
+            with open(tmp_path / "kept", "ab") as file:
+                file.write(b"cut off")
+    assert found == RougeL().scores(again)
+    assert stops > 2
+    assert [item for item in asked if item[0] != "stopped"] == items

@@ -2,7 +2,7 @@
 
 import hashlib
 import importlib
-import json
+import itertools
 import os
 import struct
 import sys
@@ -80,22 +80,28 @@ class Function:
 
 
 class KeptScores:
-    """A measure asked one item at a time, whose scores are in a file as soon as they are there.
+    """A measure whose scores are in a file as soon as they are there.
 
-    What the file holds of an earlier call, as after a kill, is not asked again.
+    What the file holds of an earlier call, as after a kill, is not asked again. A `Function` is asked for one
+    score at a time, because it may ask an LLM or a person; other measures for some at a time.
 
     Args:
-        measure: whose scores are kept; for what is so costly that it is not to be asked twice.
+        measure: whose scores are kept.
         path: of the file, 24 bytes a score.
     """
 
     _RECORD = struct.Struct("<16sd")  # the item's hash, its score
+    _TOGETHER = 256  # few enough to be soon done again, enough to be fast
 
     def __init__(self, measure: Measure, path: Path) -> None:
         self.name, self._measure, self._path = measure.name, measure, path
+        self._together = 1 if isinstance(measure, Function) else self._TOGETHER
         held = path.read_bytes() if path.exists() else b""
         self._whole = len(held) // self._RECORD.size * self._RECORD.size
         self._known: dict[bytes, float] = dict(self._RECORD.iter_unpack(held[: self._whole]))
+
+    def __len__(self) -> int:
+        return len(self._known)
 
     def scores(self, items: Sequence[Item]) -> list[float]:
         """The score of every item, in the order given.
@@ -103,17 +109,21 @@ class KeptScores:
         Raises:
             InputError: the file cannot be written, or what the measure raises.
         """
-        return list(map(self._score, items))
+        keys = [hashlib.md5(repr(item).encode(), usedforsecurity=False).digest() for item in items]
+        missing = {key: item for key, item in zip(keys, items, strict=True) if key not in self._known}
+        unknown = list(missing)
+        for start in range(0, len(unknown), self._together):
+            self._ask({key: missing[key] for key in unknown[start : start + self._together]})
+        return [self._known[key] for key in keys]
 
-    def _score(self, item: Item) -> float:
-        key = hashlib.md5(json.dumps(item).encode(), usedforsecurity=False).digest()
-        if key not in self._known:
-            (self._known[key],) = self._measure.scores([item])
-            with kept_on_failure(self._path, "what is there"), open(self._path, "ab") as file:
-                file.truncate(self._whole)  # a score that was cut off
-                file.write(self._RECORD.pack(key, self._known[key]))
-            self._whole += self._RECORD.size
-        return self._known[key]
+    def _ask(self, items: dict[bytes, Item]) -> None:
+        found = dict(zip(items, self._measure.scores(list(items.values())), strict=True))
+        records = b"".join(itertools.starmap(self._RECORD.pack, found.items()))
+        with kept_on_failure(self._path, "what is there"), open(self._path, "ab") as file:
+            file.truncate(self._whole)  # a score that was cut off
+            file.write(records)
+        self._whole += len(records)
+        self._known |= found
 
 
 def open_measure(score: str, tokenizer: str) -> Measure:
