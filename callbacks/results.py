@@ -8,16 +8,17 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cappy_lightning.files import atomic_path, write_json
+from cappy_lightning.files import write_json
+from cappy_lightning.page import write_picture
 from cappy_lightning.run_dir import METRICS
 from cappy_lightning.scorer.module import CappyModule
-from cappy_lightning.selection.baselines import ORACLE
-from cappy_lightning.selection.report import metric_title
+from cappy_lightning.selection.analysis import calibration_bins
+from cappy_lightning.selection.baselines import FUSED
+from cappy_lightning.selection.charts import calibration, methods_chart
 
 REPORT = "report.json"
 
@@ -108,7 +109,7 @@ class Results(pl.Callback):
             metrics |= {"best/step": self.best_step, "best/mse": min(value for _, value in self.validations[BEST_BY])}
         if self.losses:
             metrics |= {"train/loss": self.losses[-1][1], "train/steps": self.losses[-1][0]}
-            _save(learning_curve(self.losses, self.validations), self.run_dir / "learning_curve.png")
+            write_picture(learning_curve(self.losses, self.validations), self.run_dir / "learning_curve.png")
         if seen := self.counts["pairs"]:
             metrics["train/cut_pairs_share"] = self.counts["cut_pairs"] / seen
             metrics["train/cut_tokens_mean"] = self.counts["cut_tokens"] / seen
@@ -116,10 +117,12 @@ class Results(pl.Callback):
             metrics["train/skipped_instances"] = self.counts["skipped"]
         if self._last_validation is not None:
             scores, targets = (values.double().numpy() for values in self._last_validation)
-            _save(calibration(scores, targets), self.run_dir / "calibration.png")
+            write_picture(
+                calibration(calibration_bins(scores, targets), scores, targets), self.run_dir / "calibration.png"
+            )
         if report is not None:
             write_json(self.run_dir / REPORT, report)
-            _save(methods_chart(report), self.run_dir / "report.png")
+            write_picture(methods_chart(report), self.run_dir / "report.png")
             metrics |= flatten(report)
         write_json(self.run_dir / METRICS, {name: v for name, v in metrics.items() if math.isfinite(v)})
 
@@ -128,7 +131,9 @@ def flatten(report: dict[str, Any]) -> dict[str, float]:
     """The means of a report's average as flat metrics."""
     average, metric = report["average"], report["metric"]
     flat = {f"{metric}/{name}": value["mean"] for name, value in average["methods"].items()}
-    return flat | {share: average[share]["mean"] for share in ("recovered", "headroom") if share in average}
+    for prefix, part in (("", average), (f"{FUSED}/", average.get(FUSED, {}))):
+        flat |= {f"{prefix}{share}": part[share]["mean"] for share in ("recovered", "headroom") if share in part}
+    return flat
 
 
 def learning_curve(losses: list[tuple[int, float]], validations: dict[str, list[tuple[int, float]]]) -> Figure:
@@ -150,48 +155,3 @@ def learning_curve(losses: list[tuple[int, float]], validations: dict[str, list[
         if axis.get_legend_handles_labels()[0]:
             axis.legend(frameon=False)
     return figure
-
-
-def calibration(scores: Floats, targets: Floats, bins: int = 10) -> Figure:
-    """Score against true score: every validation pair, and means with standard deviations by bin."""
-    figure = Figure(figsize=(5, 5), layout="constrained")
-    axis = figure.subplots()
-    axis.plot([0, 1], [0, 1], "--", color="0.6", label="perfect")
-    axis.scatter(scores, targets, s=4, alpha=0.2, color="tab:blue", linewidths=0, label=f"{len(scores)} pairs")
-    which = np.minimum((scores * bins).astype(int), bins - 1)
-    filled = [b for b in range(bins) if (which == b).any()]
-    means = [(scores[which == b].mean(), targets[which == b].mean(), targets[which == b].std()) for b in filled]
-    x, y, spread = np.array(means).T
-    axis.errorbar(x, y, yerr=spread, fmt="o-", color="tab:orange", capsize=3, label="mean and deviation by bin")
-    axis.set(
-        xlabel="score",
-        ylabel="true score (Rouge-L or given)",
-        title="Calibration on validation",
-        xlim=(0, 1),
-        ylim=(-0.02, 1.02),
-    )
-    axis.legend(frameon=False, loc="upper left")
-    return figure
-
-
-def methods_chart(report: dict[str, Any]) -> Figure:
-    """All methods of a report's average as bars with their intervals."""
-    methods = sorted(report["average"]["methods"].items(), key=lambda item: item[1]["mean"])
-    names = [name for name, _ in methods]
-    means = np.array([100 * value["mean"] for _, value in methods])
-    ends = np.array([[100 * value["low"], 100 * value["high"]] for _, value in methods]).T
-    colors = ["tab:blue" if n == report["scorer"] else "0.85" if n == ORACLE else "0.7" for n in names]
-    figure = Figure(figsize=(7, 0.32 * len(names) + 1.2), layout="constrained")
-    axis = figure.subplots()
-    axis.barh(names, means, color=colors, xerr=np.abs(ends - means), error_kw={"ecolor": "0.35", "capsize": 2})
-    count = sum(task["n_examples"] for task in report["tasks"].values())
-    title = f"{', '.join(report['tasks'])} ({count} examples)"
-    axis.set(xlabel=f"{metric_title(report)} x 100", title=title, xlim=(0, None))
-    axis.spines[["top", "right"]].set_visible(False)
-    return figure
-
-
-def _save(figure: Figure, path: Path) -> None:
-    FigureCanvasAgg(figure)
-    with atomic_path(path) as scratch:
-        figure.savefig(scratch, format="png", dpi=130)

@@ -47,6 +47,8 @@ OUT_OF_RANGE = {
     "backbone.budget_tokens": ["-1"],
     "backbone.budget_usd": ["3"],
     "backbone.input_price": ["-1"],
+    "select.by": ["greedy"],
+    "select.folds": ["1"],
     "label.tokenizer": ["words"],
     "label.max_wrong_choices": ["-1"],
     "batch.micro_size": ["0"],

@@ -192,6 +192,7 @@ def test_of_equal_logits_the_first_is_selected() -> None:
     assert (selection.index, selection.response, selection.score) == (1, "b", 1.0)
     assert selection.to_row() == {
         "task": "sums", "id": "1", "index": 1, "response": "b", "score": 1.0, "scores": [0.6, 1.0, 1.0],
+        "logits": [0.5, 2.0, 2.0],
     }  # fmt: skip
 
 

@@ -8,15 +8,19 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from cappy_lightning.command_line import parse
 from cappy_lightning.config import Config
 from cappy_lightning.config_loading import load_config
 from cappy_lightning.errors import InputError
-from cappy_lightning.files import atomic_path, find_parts, part_name, read_jsonl, to_line
+from cappy_lightning.files import atomic_path, find_parts, part_name, read_jsonl, to_line, write_json
 from cappy_lightning.progress import say
+from cappy_lightning.records import Pool, Selection
 from cappy_lightning.sources.spec import Shard, Sources, SourcesConfig
+
+if TYPE_CHECKING:
+    from cappy_lightning.selection.fusion import Fusion
 
 
 def entry() -> None:
@@ -107,8 +111,9 @@ def _inspect(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from cappy_lightning.inspection.instances import inspect_instances
-    from cappy_lightning.inspection.page import print_findings, write_page
+    from cappy_lightning.inspection.page import findings_page, print_findings
     from cappy_lightning.inspection.pools import inspect_pools
+    from cappy_lightning.page import write_page
 
     folder = Path(options.source)
     if folder.is_dir() and not find_parts(folder, ".jsonl"):
@@ -120,7 +125,7 @@ def _inspect(options: argparse.Namespace) -> int:
         findings.facts += sources.notes()
     print_findings(findings, Console(width=None if sys.stdout.isatty() else 120))
     if options.html:
-        write_page(findings, Path(options.html))
+        write_page(findings_page(findings), Path(options.html))
         say(f"page: {options.html}")
     return 0
 
@@ -168,27 +173,65 @@ def _select(options: argparse.Namespace) -> int:
 
     from cappy_lightning.scorer.cappy import Cappy
     from cappy_lightning.selection.engine import select_from_pools
-    from cappy_lightning.selection.report import make_report, print_report
     from cappy_lightning.sources.jsonl import read_pools
 
-    label = load_config([*options.config, *_NO_SOURCE]).label
-    cappy = Cappy.from_pretrained(options.scorer, _adapters(options.adapter), activation=options.activation)
-    pools, seen = tee(read_pools(options.input, labelled=False))
+    config = load_config([*options.config, *_NO_SOURCE])
+    adapters = _adapters(options.adapter)
+    cappy = Cappy.from_pretrained(options.scorer, adapters, activation=options.activation)
+    fused = config.select.by == "fused"
+    pools, judging, fusing = tee(read_pools(options.input, labelled=False), 3)
+    own, chosen = tee(select_from_pools(cappy, pools))
+    if fused:
+        chosen = _open_fusion(options.scorer, adapters).select(fusing, chosen)
     judged, selections = [], []
     with _output(options.out) as stream:
-        for pool, selection in zip(seen, select_from_pools(cappy, pools), strict=True):
+        for pool, by_scorer, selection in zip(judging, own, chosen, strict=True):
             stream.write(to_line(selection.to_row()))
             if pool.example.references or pool.example.choices:
                 judged.append(pool)
-                selections.append(selection)
+                selections.append((by_scorer, selection))
     if judged:
-        from rich.console import Console
-
-        try:
-            print_report(make_report(judged, selections, label=label), Console(stderr=True))
-        except InputError as error:  # the selections are as good without it
-            say(f"no report: {error}")
+        by_fusion = [selection for _, selection in selections] if fused else None
+        _report(options, judged, [by_scorer for by_scorer, _ in selections], by_fusion, config)
+    elif options.json or options.html:
+        say("no report: no pool has references or choices")
     return 0
+
+
+def _report(
+    options: argparse.Namespace,
+    pools: Sequence[Pool],
+    selections: Sequence[Selection],
+    fused: Sequence[Selection] | None,
+    config: Config,
+) -> None:
+    """The report of selections on standard error, and where it is asked for as JSON and as a page."""
+    from rich.console import Console
+
+    from cappy_lightning.page import write_page
+    from cappy_lightning.selection.charts import report_page
+    from cappy_lightning.selection.report import make_report, print_report
+
+    try:
+        report = make_report(pools, selections, label=config.label, fused=fused)
+    except InputError as error:  # the selections are as good without it
+        say(f"no report: {error}")
+        return
+    print_report(report, Console(stderr=True))
+    if options.json:
+        write_json(Path(options.json), report)
+    if options.html:
+        write_page(report_page(report, f"{options.input}: {options.scorer}"), Path(options.html))
+
+
+def _open_fusion(scorer: str, adapters: str | dict[str, str] | None) -> "Fusion":
+    from cappy_lightning.scorer.adapter import find_adapter
+    from cappy_lightning.selection.fusion import FILE, Fusion
+
+    if isinstance(adapters, dict):
+        raise InputError("select.by", "is fused beside several adapters, expected one")
+    place = adapters or scorer
+    return Fusion.read((find_adapter(place) or Path(place)) / FILE)
 
 
 def _adapters(words: list[str] | None) -> str | dict[str, str] | None:

@@ -4,7 +4,7 @@ import argparse
 import functools
 from collections.abc import Sequence
 
-from cappy_lightning.config import BackboneConfig, Config, LabelConfig, SlurmConfig
+from cappy_lightning.config import BackboneConfig, Config, LabelConfig, SelectConfig, SlurmConfig
 from cappy_lightning.records import SPLITS
 from cappy_lightning.schema import describe_keys
 from cappy_lightning.sources.spec import SourceConfig, SourcesConfig
@@ -104,10 +104,14 @@ def _parser() -> argparse.ArgumentParser:
         help="select the best candidate of each pool",
         description="Pools (JSONL) become selections (JSONL); where the pools have references or choices, a report is\n"
         "printed on standard error.\n\n"
-        "  cappy select pool.jsonl --scorer runs/quickstart/adapter -o selections.jsonl",
+        "  cappy select pool.jsonl --scorer runs/quickstart/adapter -o selections.jsonl --html report.html\n"
+        "  cappy select pool.jsonl --scorer runs/tickets/adapter -o selections.jsonl select.by=fused",
+        epilog="Keys:\n" + describe_keys(SelectConfig, "select.") + "\n" + describe_keys(LabelConfig, "label."),
     )
     _scorer_options(select, "POOL.jsonl")
-    select.add_argument("config", nargs="*", metavar="[label.key=value ...]", help="what the report judges by")
+    select.add_argument("config", nargs="*", metavar="[select.by=fused] [label.key=value ...]")
+    select.add_argument("--json", metavar="REPORT.json", help="write the report as JSON, too")
+    select.add_argument("--html", metavar="PAGE.html", help="write the report as one self-contained page, too")
 
     export = add(
         "export",

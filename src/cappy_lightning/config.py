@@ -135,6 +135,20 @@ class BackboneConfig:
 
 
 @dataclass
+class SelectConfig:
+    """By what a candidate is chosen."""
+
+    by: str = key(
+        "scorer",
+        "scorer; or fused: by a linear combination of its logit with log-likelihoods, decodings and how far the"
+        " candidates agree, which a training fits on its examples and keeps beside the export",
+    )
+    folds: int = key(
+        2, "by=fused: parts of the training examples; each gets its logits from a scorer trained on the others"
+    )
+
+
+@dataclass
 class BatchConfig:
     """Batches are named by the optimizer step; accumulation follows."""
 
@@ -221,6 +235,7 @@ class Config:
     data: DataConfig = section(DataConfig)
     label: LabelConfig = section(LabelConfig)
     backbone: BackboneConfig = section(BackboneConfig)
+    select: SelectConfig = section(SelectConfig)
     batch: BatchConfig = section(BatchConfig)
     optimizer: OptimizerConfig = section(OptimizerConfig)
     trainer: TrainerConfig = section(TrainerConfig)

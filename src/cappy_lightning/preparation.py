@@ -29,11 +29,12 @@ from cappy_lightning.sources.spec import Sources
 
 @dataclass(frozen=True)
 class Prepared:
-    """Directories of instances (paths or URLs) for training, validation and test, and the pools to evaluate on."""
+    """Directories of instances (paths or URLs), and the pools that those for training and validation are made of."""
 
     train: tuple[str, ...]
     validation: tuple[str, ...]
     test: tuple[str, ...] = ()
+    train_pools: tuple[Pool, ...] = ()
     validation_pools: tuple[Pool, ...] = ()
 
 
@@ -61,7 +62,9 @@ def prepare(config: Config, directory: Path) -> Prepared:
         for warning in labeler.warnings():
             say(warning)
         say(f"{len(train)} training and {len(validation)} validation examples, {_count(targets[0])} training instances")
-    return Prepared((str(targets[0]),), (str(targets[1]),), validation_pools=tuple(validation))
+    return Prepared(
+        (str(targets[0]),), (str(targets[1]),), train_pools=tuple(train), validation_pools=tuple(validation)
+    )
 
 
 def split_pools(config: Config, pools: Sequence[Pool]) -> tuple[list[Pool], list[Pool]]:

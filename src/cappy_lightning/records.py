@@ -9,7 +9,7 @@ import json
 import math
 import string
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from cappy_lightning.errors import InputError
@@ -261,12 +261,13 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Selection:
-    """The choice among an example's candidates, with the scores behind it."""
+    """The choice among an example's candidates, with the scores and logits of all behind it."""
 
     index: int
     response: str
     score: float
     scores: tuple[float, ...] = field(repr=False)
+    logits: tuple[float, ...] = field(repr=False)
     task: str | None = None
     id: str | None = None
 
@@ -280,7 +281,29 @@ class Selection:
         """
         index = max(range(len(responses)), key=lambda i: (logits[i], -i))
         task, identity = (example.task, example.id) if example else (None, None)
-        return cls(index, responses[index], scores[index], tuple(scores), task, identity)
+        return cls(index, responses[index], scores[index], tuple(scores), tuple(logits), task, identity)
+
+    def other(self, index: int, response: str) -> "Selection":
+        """The same scores with another choice."""
+        return replace(self, index=index, response=response, score=self.scores[index])
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any], pool: Pool, where: object) -> "Selection":
+        """Check and convert one JSON object against the pool that it was made of."""
+        index, count = row.get("index"), len(pool.candidates)
+        if (row.get("task"), row.get("id")) != (pool.example.task, pool.example.id):
+            raise InputError(where, f"is of example {row.get('id')!r}, expected {pool.example.id!r} as in the pools")
+        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < count:
+            raise InputError(where, f"field 'index' is {index!r}, expected one of the {count} candidates")
+        numbers = []
+        for key in ("scores", "logits"):
+            values = row.get(key)
+            if not isinstance(values, list) or len(values) != count:
+                raise InputError(where, f"field '{key}' must be a list of {count} numbers, one for each candidate")
+            numbers.append(tuple(_number({key: value}, key, where) or 0.0 for value in values))
+        scores, logits = numbers
+        response = pool.candidates[index].response
+        return cls(index, response, scores[index], scores, logits, pool.example.task, pool.example.id)
 
     def to_row(self) -> dict[str, Any]:
         """The JSON object of the selections contract."""
@@ -291,4 +314,5 @@ class Selection:
             "response": self.response,
             "score": self.score,
             "scores": list(self.scores),
+            "logits": list(self.logits),
         }

@@ -22,16 +22,18 @@ from cappy_lightning.callbacks import Export, Results, RunCheckpoint, StepProgre
 from cappy_lightning.callbacks.results import REPORT
 from cappy_lightning.checkpoints import CHECKPOINTS, checkpoint_step, latest_checkpoint
 from cappy_lightning.config import Config
+from cappy_lightning.crossfit import fold_configs, fuse_folds
 from cappy_lightning.data.datamodule import CappyDataModule
 from cappy_lightning.data.reading import read_table, verify
 from cappy_lightning.data.shards import read_manifest
 from cappy_lightning.data.stream import example_number
 from cappy_lightning.errors import InputError
 from cappy_lightning.export import CARD, check_hub_token, push
-from cappy_lightning.files import remove, write_text
+from cappy_lightning.files import remove, to_line, write_text
 from cappy_lightning.model_card import model_card
 from cappy_lightning.preparation import Prepared, prepare
 from cappy_lightning.progress import say
+from cappy_lightning.records import Pool
 from cappy_lightning.run_dir import METRICS, SLURM, RunDir, rank
 from cappy_lightning.scorer.adapter import add_adapter
 from cappy_lightning.scorer.cappy import Cappy
@@ -39,9 +41,14 @@ from cappy_lightning.scorer.metrics import validation_metrics
 from cappy_lightning.scorer.model import Scorer, build_scorer, checkpoint_activations, head_names, weights_hash
 from cappy_lightning.scorer.module import CappyModule
 from cappy_lightning.selection.engine import select_by_logits
+from cappy_lightning.selection.fusion import FILE as FUSION
+from cappy_lightning.selection.fusion import Fusion
 from cappy_lightning.selection.report import make_report, print_report
 from cappy_lightning.slurm.restarts import note_start
 from cappy_lightning.strategies import WholeCheckpoints, make_strategy
+
+#: What was selected from the validation pools, by `select.by`.
+SELECTIONS = "selections.jsonl"
 
 
 def train(config: Config, as_json: bool = False) -> int:
@@ -95,6 +102,8 @@ def _fit(config: Config, run: RunDir) -> int:
         trainer.fit(module, datamodule=datamodule, ckpt_path=latest, weights_only=True)
         if not data.validation_pools:
             _evaluate_instances(config, export.last, datamodule, results)
+        if config.select.by == "fused" and (stopped_by := _fuse(config, run.path, data.train_pools)):
+            return stopped_by
     except Stopped as stopped:
         return int(stopped.signal)
     except SystemExit:  # what Lightning makes of Ctrl-C outside the training loop
@@ -107,6 +116,20 @@ def _fit(config: Config, run: RunDir) -> int:
         results.write(report, _facts(told))
         if config.push_to_hub:
             say(f"uploaded: {push(export.last, config.push_to_hub)}")
+    return 0
+
+
+def _fuse(config: Config, run: Path, pools: Sequence[Pool]) -> int:
+    """Train the folds, each a run of its own, and write what is fitted on them; 0, or what stopped one."""
+    if not (run / FUSION).exists():
+        for number, fold in enumerate(fold_configs(config, pools), start=1):
+            own = RunDir(fold)
+            if not own.finished:
+                say(f"fold {number} of {config.select.folds}")
+                if stopped_by := _fit(fold, own):
+                    return stopped_by
+        if rank() == 0:
+            fuse_folds(config, pools).write(run / FUSION)
     return 0
 
 
@@ -225,11 +248,17 @@ def _evaluate_pools(
     values = {f"validation/{name}": value for name, value in metrics.items()}
     results.add_validation(datamodule.total_steps, values, *tensors[1:])
     known = dict(zip(pairs, logits.tolist(), strict=True))
+    pools, fused = data.validation_pools, None
     selections = [
         select_by_logits(cappy, pool, [known[pool.example.instruction, c.response] for c in pool.candidates])
-        for pool in data.validation_pools
+        for pool in pools
     ]
-    return make_report(data.validation_pools, selections, config.scorer.name, config.label)
+    if config.select.by == "fused":
+        fusion = Fusion.read(results.run_dir / FUSION)
+        fusion.write(directory / FUSION)
+        fused = list(fusion.select(pools, selections))
+    write_text(results.run_dir / SELECTIONS, "".join(to_line(one.to_row()) for one in fused or selections))
+    return make_report(pools, selections, config.scorer.name, config.label, fused=fused)
 
 
 def show_results(run: Path, as_json: bool) -> None:

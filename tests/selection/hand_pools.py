@@ -22,8 +22,9 @@ POOLS = [
 
 
 def selected(pool: Pool, index: int) -> Selection:
-    """A selection of the candidate at `index`."""
-    return Selection(index, pool.candidates[index].response, 0.5, ())
+    """A selection of the candidate at `index`, the others being worse the later they stand."""
+    logits = tuple(float(n == index) - n / 100 for n in range(len(pool.candidates)))
+    return Selection(index, pool.candidates[index].response, 0.5, (0.5,) * len(logits), logits)
 
 
 #: The scorer picks a b (2/3), "P, q!" (1) and m n (1).

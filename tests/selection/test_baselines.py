@@ -12,7 +12,7 @@ from hand_pools import POOLS, REWARDS, SELECTIONS, VALUES, selected
 from cappy_lightning.errors import InputError
 from cappy_lightning.records import Candidate, Example, Pool, Selection, normalize
 from cappy_lightning.selection import baselines
-from cappy_lightning.selection.baselines import first_best, majority
+from cappy_lightning.selection.baselines import check_names, first_best, majority
 
 
 def rewards(one: Pool) -> list[float]:
@@ -23,7 +23,7 @@ def rewards(one: Pool) -> list[float]:
 def method_values(
     pools: Sequence[Pool], selections: Sequence[Selection], name: str
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
-    return baselines.method_values(pools, selections, name, ROUGE, ROUGE)
+    return baselines.method_values(pools, baselines.rewards(pools, ROUGE), {name: selections}, ROUGE)
 
 
 def minimum_bayes_risk(one: Pool) -> int:
@@ -158,11 +158,11 @@ def test_choices_are_not_voted_on() -> None:
     assert skipped["majority"] == skipped["mbr"] == "the candidates are given choices, not samples"
 
 
-@pytest.mark.parametrize("name", [*(name for name in VALUES if name != "cappy"), "top_k_4"])
+@pytest.mark.parametrize("name", [*(name for name in VALUES if name != "cappy"), "fused", "top_k_4"])
 def test_a_scorer_with_the_name_of_a_baseline_is_refused(name: str) -> None:
     partly = Pool(POOLS[0].example, (*POOLS[0].candidates, Candidate("a", "top_k_4", -1.0, -1.0)))
     with pytest.raises(InputError) as error:
-        method_values([partly, *POOLS[1:]], SELECTIONS, name)
+        check_names([partly, *POOLS[1:]], name)
     assert str(error.value) == f"scorer.name: is '{name}', which is a baseline's name"
 
 
@@ -170,7 +170,7 @@ def test_a_scorer_with_the_name_of_a_baseline_is_refused(name: str) -> None:
 def test_a_decoding_with_the_name_of_a_baseline_is_refused(name: str) -> None:
     partly = pool(["a b", "x"], ["sampling", name])
     with pytest.raises(InputError) as error:
-        method_values([*POOLS, partly], [*SELECTIONS, selected(partly, 0)], "cappy")
+        check_names([*POOLS, partly], "cappy")
     assert str(error.value) == f"pool: a decoding is called '{name}', which is a baseline's name"
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cappy_lightning.config import ScorerConfig
+from cappy_lightning.page import Table
 from cappy_lightning.scorer.encoding import PairEncoder
 from cappy_lightning.scorer.model import load_tokenizer
 
@@ -20,16 +21,6 @@ DRAWN = 20_000
 SHOWN = 12
 #: Tasks that are shown as the worst.
 WORST = 10
-
-
-@dataclass(frozen=True)
-class Table:
-    """A titled table; `note` says how to read it."""
-
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[object]]
-    note: str = ""
 
 
 @dataclass(frozen=True)

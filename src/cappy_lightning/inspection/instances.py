@@ -16,13 +16,13 @@ from cappy_lightning.inspection.findings import (
     WORST,
     Drawn,
     Findings,
-    Table,
     count_scores,
     open_encoder,
     score_histogram,
     shortened,
     token_findings,
 )
+from cappy_lightning.page import Table
 from cappy_lightning.records import ORIGINS
 
 

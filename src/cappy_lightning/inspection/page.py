@@ -1,19 +1,13 @@
-"""Findings as text and as one self-contained HTML page."""
+"""Findings as text and as a page."""
 
-import base64
-import io
-from pathlib import Path
-
-import jinja2
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cappy_lightning.files import write_text
 from cappy_lightning.inspection.findings import Findings, Histogram
+from cappy_lightning.page import Page
 
 #: Columns of the longest bar in text.
 BAR = 40
@@ -47,15 +41,13 @@ def print_findings(findings: Findings, console: Console) -> None:
             console.print(f"({len(findings.samples) - 3} more on the page: --html)", markup=False)
 
 
-def write_page(findings: Findings, path: Path) -> None:
-    """One HTML file with pictures and styles in it."""
-    template = Path(__file__).with_name("page.html.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True)
-    pictures = [(histogram, _picture(histogram)) for histogram in findings.histograms]
-    write_text(path, environment.from_string(template).render(findings=findings, pictures=pictures))
+def findings_page(findings: Findings) -> Page:
+    """The same as a page, with pictures of the histograms."""
+    pictures = [(histogram.title, _picture(histogram)) for histogram in findings.histograms]
+    return Page(findings.title, findings.facts, pictures, findings.tables, findings.samples, "Rows drawn at random")
 
 
-def _picture(histogram: Histogram) -> str:
+def _picture(histogram: Histogram) -> Figure:
     figure = Figure(figsize=(7, 2.8), layout="constrained")
     axis = figure.subplots()
     axis.stairs(histogram.counts, histogram.edges, fill=True, color="tab:blue")
@@ -63,7 +55,4 @@ def _picture(histogram: Histogram) -> str:
         axis.axvline(histogram.mark, linestyle="--", color="tab:red", label=f"{histogram.mark:g}")
         axis.legend(frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
-    FigureCanvasAgg(figure)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    return base64.b64encode(buffer.getvalue()).decode()
+    return figure

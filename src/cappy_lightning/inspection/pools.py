@@ -15,7 +15,6 @@ from cappy_lightning.inspection.findings import (
     WORST,
     Drawn,
     Findings,
-    Table,
     count_scores,
     open_encoder,
     score_histogram,
@@ -23,6 +22,7 @@ from cappy_lightning.inspection.findings import (
     token_findings,
 )
 from cappy_lightning.labeling.measures import Measure, open_measure
+from cappy_lightning.page import Table
 from cappy_lightning.records import Pool
 from cappy_lightning.selection.baselines import rewards
 

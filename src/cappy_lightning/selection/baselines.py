@@ -5,7 +5,7 @@ says of a candidate against the references, or whether the choice is right.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from cappy_lightning.errors import InputError
 from cappy_lightning.labeling.measures import Measure
@@ -15,8 +15,11 @@ from cappy_lightning.records import Pool, Selection, normalize
 #: The best that a choice can do, which looks at the truth, and what a blind one gets on average.
 ORACLE, RANDOM = "oracle", "random"
 
+#: The scorer together with what the candidates tell of themselves (`fusion.py`).
+FUSED = "fused"
+
 #: Names that no scorer and no decoding may have.
-RESERVED = (RANDOM, "self_score_sum", "self_score_mean", "majority", "mbr", "shortest", "longest", ORACLE)
+RESERVED = (RANDOM, "self_score_sum", "self_score_mean", "majority", "mbr", "shortest", "longest", FUSED, ORACLE)
 
 #: Decodings that say that nothing was decoded.
 NOT_DECODED = ("choice", "given")
@@ -48,7 +51,10 @@ def rewards(pools: Sequence[Pool], measure: Measure) -> list[list[float]]:
 
 
 def method_values(
-    pools: Sequence[Pool], selections: Sequence[Selection], scorer_name: str, measure: Measure, rouge: RougeL
+    pools: Sequence[Pool],
+    all_rewards: Sequence[Sequence[float]],
+    selections: Mapping[str, Sequence[Selection]],
+    rouge: RougeL,
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
     """The value of every method on every pool, [method][pool], and the reasons of those left out.
 
@@ -56,22 +62,16 @@ def method_values(
     - one per decoding: the mean over its candidates (`greedy` has one);
     - `self_score_sum`, `self_score_mean`: the highest log-likelihood, by sum and per token;
     - `majority`: the most frequent answer, normalized; `mbr`: the highest mean Rouge-L to the others;
-    - `shortest`, `longest`: by characters; the scorer; `oracle`: the best candidate.
+    - `shortest`, `longest`: by characters; what is given as selections; `oracle`: the best candidate.
 
     Ties go to the first candidate.
 
     Args:
         pools: pools with references or choices.
-        selections: the scorer's, one for each pool.
-        scorer_name: the scorer's name.
-        measure: what rewards a candidate.
+        all_rewards: of every candidate (`rewards`).
+        selections: by method, one for each pool.
         rouge: what `mbr` compares candidates by.
-
-    Raises:
-        InputError: the scorer or a decoding has a baseline's name.
     """
-    check_names(pools, scorer_name)
-    all_rewards = rewards(pools, measure)
     values: dict[str, list[float]] = {RANDOM: [sum(r) / len(r) for r in all_rewards]}
     skipped: dict[str, str] = {}
 
@@ -103,7 +103,8 @@ def method_values(
         skipped |= dict.fromkeys(("majority", "mbr"), "the candidates are given choices, not samples")
     pick("shortest", [first_best([-len(c.response) for c in pool.candidates]) for pool in pools])
     pick("longest", [first_best([len(c.response) for c in pool.candidates]) for pool in pools])
-    pick(scorer_name, [selection.index for selection in selections])
+    for name, chosen in selections.items():
+        pick(name, [selection.index for selection in chosen])
     pick(ORACLE, [first_best(r) for r in all_rewards])
     return values, skipped
 
@@ -126,21 +127,31 @@ def first_best(values: Sequence[float]) -> int:
     return max(range(len(values)), key=lambda i: (values[i], -i))
 
 
-def majority(pool: Pool) -> int:
-    """The first candidate of the most frequent answer, answers being compared normalized."""
+def answer_counts(pool: Pool) -> list[int]:
+    """How often the answer of each candidate stands in the pool, answers being compared normalized."""
     answers = [normalize(candidate.response) for candidate in pool.candidates]
     counts = Counter(answers)
-    return first_best([counts[answer] for answer in answers])
+    return [counts[answer] for answer in answers]
+
+
+def agreement(pool: Pool, rouge: RougeL) -> list[float]:
+    """The mean Rouge-L of each candidate to the other candidates, in [0, 1]; 0 where there is no other."""
+    counts = Counter(candidate.response for candidate in pool.candidates)
+    others = max(1, len(pool.candidates) - 1)
+    likeness = rouge.scores([("", [other], one) for one in counts for other in counts])
+    gains: dict[str, float] = {}
+    for row, one in enumerate(counts):
+        alike = zip(counts.items(), likeness[row * len(counts) : (row + 1) * len(counts)], strict=True)
+        # Rounded, because equal sums differ in the last bits with the order of their terms.
+        gains[one] = round(sum((n - (other == one)) * value for (other, n), value in alike) / others, 9)
+    return [gains[candidate.response] for candidate in pool.candidates]
+
+
+def majority(pool: Pool) -> int:
+    """The first candidate of the most frequent answer."""
+    return first_best(answer_counts(pool))
 
 
 def minimum_bayes_risk(pool: Pool, rouge: RougeL) -> int:
     """The candidate with the highest mean Rouge-L to the other candidates (Kumar and Byrne 2004)."""
-    counts = Counter(candidate.response for candidate in pool.candidates)
-    likeness = rouge.scores([("", [other], one) for one in counts for other in counts])
-    gains: dict[str, float] = {}
-    for row, one in enumerate(counts):
-        alike = likeness[row * len(counts) : (row + 1) * len(counts)]
-        others = zip(counts.items(), alike, strict=True)
-        # Rounded, because equal sums differ in the last bits with the order of their terms.
-        gains[one] = round(sum((n - (other == one)) * value for (other, n), value in others), 9)
-    return first_best([gains[candidate.response] for candidate in pool.candidates])
+    return first_best(agreement(pool, rouge))

@@ -1,21 +1,23 @@
-"""The report: means with paired bootstrap intervals, differences, recovered share and headroom."""
+"""The report: means with paired bootstrap intervals, differences, recovered share and headroom, and more."""
 
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import rich.table
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from cappy_lightning.config import LabelConfig
 from cappy_lightning.errors import InputError
 from cappy_lightning.labeling.measures import open_measure
 from cappy_lightning.labeling.rouge import RougeL
+from cappy_lightning.page import Table
 from cappy_lightning.records import Pool, Selection
-from cappy_lightning.selection.baselines import ORACLE, RANDOM, method_values
+from cappy_lightning.selection.analysis import calibration_bins, length_bias, most_wrong, quality_by_cost
+from cappy_lightning.selection.baselines import FUSED, ORACLE, RANDOM, check_names, method_values, rewards
 
 Floats = NDArray[np.float64]
 
@@ -28,6 +30,7 @@ def make_report(
     scorer_name: str = "cappy",
     label: LabelConfig | None = None,
     seed: int = 0,
+    fused: Sequence[Selection] | None = None,
 ) -> dict[str, Any]:
     """Compare a scorer's selections with the baselines, per task and on the average over tasks.
 
@@ -36,18 +39,22 @@ def make_report(
 
     Args:
         pools: pools with references or choices.
-        selections: one for each pool, in the same order.
+        selections: the scorer's own, one for each pool, in the same order.
         scorer_name: the scorer's name in the report.
         label: whose `score` and `tokenizer` are the metric; None: Rouge-L as the paper takes it.
         seed: of the bootstrap.
+        fused: the selections of a fusion of the scorer with other features, where there is one.
 
     Raises:
-        InputError: the name is that of a baseline, or references and choices are mixed.
+        InputError: the scorer or a decoding has a baseline's name, or references and choices are mixed.
     """
     if len({bool(pool.example.references) for pool in pools}) > 1:
         raise InputError("pools", "some have references and some choices, expected one kind")
+    check_names(pools, scorer_name)
     label = label or LabelConfig()
     measure, rouge = open_measure(label.score, label.tokenizer), RougeL(label.tokenizer)
+    gains = rewards(pools, measure)
+    chosen = {scorer_name: selections} | ({FUSED: fused} if fused is not None else {})
     by_task: dict[str, list[int]] = defaultdict(list)
     for i, pool in enumerate(pools):
         by_task[pool.example.task].append(i)
@@ -55,15 +62,16 @@ def make_report(
     means: dict[str, dict[str, float]] = {}
     resampled: dict[str, dict[str, Floats]] = {}
     generator = np.random.default_rng(seed)
-    for task, chosen in by_task.items():
-        values, skipped = method_values(
-            [pools[i] for i in chosen], [selections[i] for i in chosen], scorer_name, measure, rouge
-        )
+    for task, places in by_task.items():
+        of_task = {name: [own[i] for i in places] for name, own in chosen.items()}
+        own_gains = [gains[i] for i in places]
+        values, skipped = method_values([pools[i] for i in places], own_gains, of_task, rouge)
         matrix = np.array(list(values.values()))  # [methods, examples]
         draws = _resample(matrix, generator)
         means[task] = {name: float(row.mean()) for name, row in zip(values, matrix, strict=True)}
         resampled[task] = dict(zip(values, draws, strict=True))
-        tasks[task] = {"n_examples": len(chosen), **_compare(means[task], resampled[task], scorer_name)}
+        tasks[task] = {"n_examples": len(places), **_compare(means[task], resampled[task], scorer_name)}
+        tasks[task]["by_candidates"] = quality_by_cost(of_task[scorer_name], own_gains, scorer_name)
         if skipped:
             tasks[task]["skipped"] = skipped | tasks[task].get("skipped", {})
     common = [name for name in next(iter(means.values())) if all(name in m for m in means.values())]
@@ -76,13 +84,24 @@ def make_report(
     average = {name: float(np.mean([m[name] for m in means.values()])) for name in common}
     average_draws = {name: np.mean([r[name] for r in resampled.values()], axis=0) for name in common}
     overall = {"n_tasks": len(tasks), **_compare(average, average_draws, scorer_name)}
+    curves = [task["by_candidates"] for task in tasks.values()]
+    overall["by_candidates"] = {
+        name: [float(np.mean(values)) for values in zip(*(curve[name] for curve in curves), strict=False)]
+        for name in curves[0]
+    }
     if lacking:
         overall["skipped"] = lacking | overall.get("skipped", {})
+    flat_scores, flat_gains = (
+        np.array([value for own in each for value in own]) for each in ([s.scores for s in selections], gains)
+    )
     return {
         "metric": measure.name if pools[0].example.references else "accuracy",
         "scorer": scorer_name,
         "tasks": tasks,
         "average": overall,
+        "calibration": calibration_bins(flat_scores, flat_gains),
+        "length": length_bias(pools, selections, gains),
+        "most_wrong": most_wrong(pools, selections, gains),
     }
 
 
@@ -96,26 +115,36 @@ def _resample(matrix: Floats, generator: np.random.Generator) -> Floats:
 
 
 def best_baseline(means: dict[str, float], scorer_name: str) -> str:
-    """The baseline with the highest mean: any method but the scorer and the oracle."""
-    return max((name for name in means if name not in (scorer_name, ORACLE)), key=lambda name: means[name])
+    """The baseline with the highest mean: any method but the scorer, its fusion and the oracle."""
+    others = [name for name in means if name not in (scorer_name, FUSED, ORACLE)]
+    return max(others, key=lambda name: means[name])
 
 
 def _compare(means: dict[str, float], draws: dict[str, Floats], scorer_name: str) -> dict[str, Any]:
-    others = [name for name in means if name != scorer_name]
     best = best_baseline(means, scorer_name)
-    result: dict[str, Any] = {
+    result = {
         "methods": {name: _interval(means[name], draws[name]) for name in means},
-        "differences": {
-            name: _interval(means[scorer_name] - means[name], draws[scorer_name] - draws[name]) for name in others
-        },
         "best_baseline": best,
+        **_standing(scorer_name, best, means, draws),
+    }
+    if FUSED in means:
+        result[FUSED] = _standing(FUSED, best, means, draws)
+    return result
+
+
+def _standing(name: str, best: str, means: dict[str, float], draws: dict[str, Floats]) -> dict[str, Any]:
+    """How one method stands against all others, on the way from random and from the best baseline to the oracle."""
+    result: dict[str, Any] = {
+        "differences": {
+            other: _interval(means[name] - means[other], draws[name] - draws[other]) for other in means if other != name
+        }
     }
     skipped = {}
     for share, floor in (("recovered", RANDOM), ("headroom", best)):
         if means[ORACLE] - means[floor] > 1e-12:
-            gained, possible = draws[scorer_name] - draws[floor], draws[ORACLE] - draws[floor]
+            gained, possible = draws[name] - draws[floor], draws[ORACLE] - draws[floor]
             ratios = gained[possible > 1e-12] / possible[possible > 1e-12]
-            value = (means[scorer_name] - means[floor]) / (means[ORACLE] - means[floor])
+            value = (means[name] - means[floor]) / (means[ORACLE] - means[floor])
             result[share] = _interval(value, ratios)
         else:
             skipped[share] = f"the oracle is no better than {floor}"
@@ -135,35 +164,47 @@ def metric_title(report: dict[str, Any]) -> str:
 
 def print_report(report: dict[str, Any], console: Console) -> None:
     """The report as tables, one a task and one for the average over several; figures times 100."""
-    unit = metric_title(report)
+    for table in report_tables(report):
+        console.print(table.title, markup=False, highlight=False)
+        shown = rich.table.Table()
+        for place, name in enumerate(table.header):
+            shown.add_column(escape(name), justify="right" if place else "left")
+        for row in table.rows:
+            method = row[0]
+            style = "bold" if method in (report["scorer"], FUSED) else "dim" if method == ORACLE else None
+            shown.add_row(*(escape(str(cell)) for cell in row), style=style)
+        console.print(shown)
+        for line in table.note.splitlines():
+            console.print(line, markup=False, highlight=False)
+
+
+def report_tables(report: dict[str, Any]) -> list[Table]:
+    """A table for each task, and one for the average over several; figures times 100."""
+    unit, scorer = metric_title(report), report["scorer"]
     sections = [(f"{task}, {part['n_examples']} examples", part) for task, part in report["tasks"].items()]
     if len(sections) > 1:
         sections.append((f"average over {len(sections)} tasks", report["average"]))
+    tables = []
     for title, part in sections:
-        console.print(f"{title}: {unit} x 100 with 95% intervals", markup=False, highlight=False)
-        table = Table()
-        table.add_column("method")
-        table.add_column("mean", justify="right")
-        table.add_column("interval", justify="right")
-        table.add_column(f"{escape(report['scorer'])} is better by", justify="right")
-        scorer = report["scorer"]
+        compared = {scorer: part} | ({FUSED: part[FUSED]} if FUSED in part else {})
+        rows = []
         for name, value in sorted(part["methods"].items(), key=lambda item: item[1]["mean"]):
-            difference = part["differences"].get(name)
-            better = f"{100 * difference['mean']:+.1f} [{_range(difference, '+')}]" if difference else ""
-            row = (escape(name), f"{100 * value['mean']:.1f}", f"[{_range(value)}]", better)
-            table.add_row(*row, style="bold" if name == scorer else "dim" if name == ORACLE else None)
-        console.print(table)
-        for share, text in (
-            ("recovered", "of the way from random to oracle"),
-            ("headroom", f"of the way from {part['best_baseline']} to oracle"),
-        ):
-            if share in part:
-                console.print(
-                    f"{scorer} goes {100 * part[share]['mean']:.0f}% [{_range(part[share], digits=0)}] {text}",
-                    markup=False,
-                )
-        for name, reason in part.get("skipped", {}).items():
-            console.print(f"left out: {name} ({reason})", markup=False)
+            row = [name, f"{100 * value['mean']:.1f}", f"[{_range(value)}]"]
+            for one in compared.values():
+                difference = one["differences"].get(name)
+                row.append(f"{100 * difference['mean']:+.1f} [{_range(difference, '+')}]" if difference else "")
+            rows.append(row)
+        notes = [
+            f"{name} goes {100 * one[share]['mean']:.0f}% [{_range(one[share], digits=0)}]"
+            f" of the way from {floor} to oracle"
+            for name, one in compared.items()
+            for share, floor in (("recovered", RANDOM), ("headroom", part["best_baseline"]))
+            if share in one
+        ]
+        notes += [f"left out: {name} ({reason})" for name, reason in part.get("skipped", {}).items()]
+        header = ["method", "mean", "interval", *(f"{name} is better by" for name in compared)]
+        tables.append(Table(f"{title}: {unit} x 100 with 95% intervals", header, rows, "\n".join(notes)))
+    return tables
 
 
 def _range(value: dict[str, float], sign: str = "", digits: int = 1) -> str:

@@ -1,0 +1,68 @@
+"""Cross-fitting: logits of training examples from scorers that have not seen them, and the fusion fitted on those."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from cappy_lightning.config import Config, SelectConfig
+from cappy_lightning.files import remove, to_line, write_text
+from cappy_lightning.labeling.measures import open_measure
+from cappy_lightning.progress import say
+from cappy_lightning.records import Pool
+from cappy_lightning.run_dir import rank
+from cappy_lightning.scorer.cappy import Cappy
+from cappy_lightning.selection.baselines import rewards
+from cappy_lightning.selection.engine import select_from_pools
+from cappy_lightning.selection.fusion import Fusion, fit_fusion
+
+#: The folder of a run in which the folds are trained; it goes when the fusion is there.
+FOLDS = "folds"
+
+
+def fold_configs(config: Config, pools: Sequence[Pool]) -> list[Config]:
+    """The config of every fold: the same training, validated on the part of the pools that it does not see.
+
+    Args:
+        config: of the run.
+        pools: its training pools; the first rank writes them down for the folds.
+    """
+    folder, count = Path(config.run_dir) / FOLDS, config.select.folds
+    # As many passes over the data as the run itself makes.
+    steps = config.trainer.max_steps and max(1, round(config.trainer.max_steps * (count - 1) / count))
+    configs = []
+    for fold in range(count):
+        file = folder / f"pools-{fold}.jsonl"
+        if rank() == 0:
+            write_text(file, "".join(to_line(pool.to_row()) for pool in _with_split(pools, fold, count)))
+        data = replace(config.data, pool=[str(file)], task=None, examples=None, max_train=None, max_validation=None)
+        trainer = replace(config.trainer, max_steps=steps, validations=1)
+        run = {"run_dir": str(folder / str(fold)), "push_to_hub": None, "select": SelectConfig()}
+        configs.append(replace(config, data=data, trainer=trainer, **run))  # type: ignore[arg-type]
+    return configs
+
+
+def _with_split(pools: Sequence[Pool], fold: int, count: int) -> list[Pool]:
+    return [
+        replace(pool, example=replace(pool.example, split="validation" if place % count == fold else "train"))
+        for place, pool in enumerate(pools)
+    ]
+
+
+def fuse_folds(config: Config, pools: Sequence[Pool]) -> Fusion:
+    """Fit the fusion on the training pools, by the scorers that the folds have exported, and remove the folds."""
+    folder, count = Path(config.run_dir) / FOLDS, config.select.folds
+    say(f"fitting the fusion on {len(pools)} training examples")
+    held: list[Pool] = []
+    logits: list[Sequence[float]] = []
+    for fold in range(count):
+        run = folder / str(fold)
+        cappy = Cappy.from_pretrained(run / ("model" if config.finetune.mode == "full" else "adapter"))
+        own = [pool for pool in _with_split(pools, fold, count) if pool.example.split == "validation"]
+        held += own
+        logits += [selection.logits for selection in select_from_pools(cappy, own)]
+    gains = rewards(held, open_measure(config.label.score, config.label.tokenizer))
+    fusion = fit_fusion(held, logits, gains, config.label.tokenizer)
+    for combination in fusion.combinations:
+        say(f"fusion of {', '.join(combination.weights)}: near to {combination.nearest}")
+    remove(folder)
+    return fusion

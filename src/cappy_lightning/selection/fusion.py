@@ -1,0 +1,232 @@
+"""Fusion: the scorer's logit together with what the candidates tell of themselves.
+
+Where an answer hangs on knowledge that a small scorer lacks, choosing by the scorer alone can be worse than taking
+the LLM's first answer. A fusion is a linear combination of a few features of a candidate, fitted on training
+examples whose logits come from scorers that have not seen them, and drawn towards the best single feature.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cappy_lightning.errors import InputError
+from cappy_lightning.files import write_json
+from cappy_lightning.labeling.rouge import RougeL
+from cappy_lightning.labeling.tokens import TOKENIZERS
+from cappy_lightning.records import Pool, Selection
+from cappy_lightning.selection.baselines import NOT_DECODED, agreement, answer_counts, first_best
+
+Floats = NDArray[np.float64]
+
+#: Its file, in a run and beside the adapter or the model.
+FILE = "fusion.json"
+
+#: What every pool has: texts and a scorer are enough.
+OF_TEXTS = ("logit", "count", "agreement")
+
+#: Before the name of a decoding.
+DECODING = "decoding:"
+
+#: How strongly the weights are drawn towards the best single feature; infinity is that feature alone.
+STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, math.inf)
+
+#: Parts of the training examples by which the strength is chosen.
+FOLDS = 10
+
+
+def features(pool: Pool, logits: Sequence[float], rouge: RougeL) -> dict[str, list[float]]:
+    """What is known of every candidate of a pool, by name.
+
+    - `logit`: the scorer's;
+    - `count`: the share of the candidates that give the same answer, normalized;
+    - `agreement`: the mean Rouge-L to the other candidates;
+    - `log_likelihood_sum`, `log_likelihood_mean`: where every candidate has them;
+    - `decoding:NAME`: 1 for the candidates of a decoding, 0 for others, where every candidate was decoded.
+    """
+    candidates = pool.candidates
+    found: dict[str, list[float]] = {
+        "logit": list(logits),
+        "count": [count / len(candidates) for count in answer_counts(pool)],
+        "agreement": agreement(pool, rouge),
+    }
+    for name in ("log_likelihood_sum", "log_likelihood_mean"):
+        known = [getattr(candidate, name) for candidate in candidates]
+        if None not in known:
+            found[name] = known
+    if not any(candidate.decoding in NOT_DECODED for candidate in candidates):
+        for decoding in dict.fromkeys(candidate.decoding for candidate in candidates):
+            found[DECODING + decoding] = [float(candidate.decoding == decoding) for candidate in candidates]
+    return found
+
+
+@dataclass(frozen=True)
+class Combination:
+    """Weights by feature.
+
+    Attributes:
+        weights: of raw features; a decoding that a pool does not have counts 0.
+        nearest: the feature that alone was best on the training examples.
+        strength: how strongly the weights were drawn towards it; infinity: it stands alone.
+        examples: how many it was fitted on.
+    """
+
+    weights: Mapping[str, float]
+    nearest: str
+    strength: float
+    examples: int
+
+    def values(self, known: Mapping[str, Sequence[float]]) -> list[float] | None:
+        """The weighted sum of every candidate's features, or None where one that it needs is not known."""
+        needed = [name for name, weight in self.weights.items() if weight]
+        decoded = any(name.startswith(DECODING) for name in known)
+        if any(name not in known and not (decoded and name.startswith(DECODING)) for name in needed):
+            return None
+        columns = [np.array(known[name], dtype=np.float64) * self.weights[name] for name in needed if name in known]
+        count = len(known["logit"])
+        # Rounded, so that candidates with equal features stay equal whatever the order of the sum.
+        return np.round(np.sum(columns, axis=0), 9).tolist() if columns else [0.0] * count
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """The combinations for pools with more and with less known of them, the one that asks most first.
+
+    Attributes:
+        combinations: the last asks only for what texts give.
+        tokenizer: by which candidates are compared (`label.tokenizer`).
+    """
+
+    combinations: tuple[Combination, ...]
+    tokenizer: str
+
+    def select(self, pools: Iterable[Pool], selections: Iterable[Selection]) -> Iterator[Selection]:
+        """The selection of every pool, each by the first combination that the pool has all features for.
+
+        Args:
+            pools: with their candidates.
+            selections: the scorer's own, one for each pool; their logits count as a feature.
+        """
+        rouge = RougeL(self.tokenizer)
+        for pool, selection in zip(pools, selections, strict=True):
+            known = features(pool, selection.logits, rouge)
+            values = next(values for one in self.combinations if (values := one.values(known)) is not None)
+            index = first_best(values)
+            yield selection.other(index, pool.candidates[index].response)
+
+    def write(self, path: Path) -> None:
+        """Write it as JSON."""
+        rows = [dict(vars(one)) for one in self.combinations]
+        for row in rows:
+            row["strength"] = None if math.isinf(row["strength"]) else row["strength"]
+        write_json(path, {"tokenizer": self.tokenizer, "combinations": rows})
+
+    @classmethod
+    def read(cls, path: Path) -> "Fusion":
+        """Read what `write` has written.
+
+        Raises:
+            InputError: it is not there or cannot be read.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            found = tuple(map(_combination, content["combinations"]))
+            if content["tokenizer"] not in TOKENIZERS or not set(found[-1].weights) <= set(OF_TEXTS):
+                raise ValueError
+        except FileNotFoundError:
+            raise InputError(path, "is not there, expected what a training with select.by=fused leaves") from None
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            raise InputError(path, "is no fusion, expected what a training with select.by=fused leaves") from None
+        return cls(found, content["tokenizer"])
+
+
+def _combination(row: dict[str, Any]) -> Combination:
+    weights = {str(name): float(weight) for name, weight in row["weights"].items()}
+    if not all(map(math.isfinite, weights.values())):
+        raise ValueError
+    strength = math.inf if row["strength"] is None else float(row["strength"])
+    return Combination(weights, str(row["nearest"]), strength, int(row["examples"]))
+
+
+def fit_fusion(
+    pools: Sequence[Pool],
+    logits: Sequence[Sequence[float]],
+    gains: Sequence[Sequence[float]],
+    tokenizer: str = "paper",
+) -> Fusion:
+    """Fit combinations on training examples: one of all features, and one of those that texts alone give.
+
+    Ridge regression of the rewards on the features, both centred within each example, drawn towards the feature
+    that alone selects best; how strongly, is what selects best in a cross-validation over the examples.
+
+    Args:
+        pools: training examples with their candidates.
+        logits: of every candidate, from a scorer that was not trained on the example.
+        gains: the reward of every candidate, in [0, 1].
+        tokenizer: by which candidates are compared (`label.tokenizer`).
+    """
+    rouge = RougeL(tokenizer)
+    known = [features(pool, own, rouge) for pool, own in zip(pools, logits, strict=True)]
+    decoded = all(any(name.startswith(DECODING) for name in one) for one in known)
+    common = [
+        name
+        for name in dict.fromkeys(name for one in known for name in one)
+        if (decoded if name.startswith(DECODING) else all(name in one for one in known))
+    ]
+    sets = [common, list(OF_TEXTS)] if len(common) > len(OF_TEXTS) else [common]
+    return Fusion(tuple(_fit(names, known, gains) for names in sets), tokenizer)
+
+
+def _fit(
+    names: Sequence[str], known: Sequence[Mapping[str, Sequence[float]]], rewards: Sequence[Sequence[float]]
+) -> Combination:
+    matrices = [
+        np.array([one.get(name, [0.0] * len(one["logit"])) for name in names], dtype=np.float64).T for one in known
+    ]
+    gains = [np.array(own, dtype=np.float64) for own in rewards]
+    fold = np.arange(len(matrices)) % FOLDS
+    mean_rewards = []
+    for strength in STRENGTHS:
+        found = np.zeros(len(matrices))
+        for part in range(min(FOLDS, len(matrices))):
+            train, test = np.flatnonzero(fold != part), np.flatnonzero(fold == part)
+            if not len(train):
+                train = test
+            weights, _ = _ridge([matrices[i] for i in train], [gains[i] for i in train], strength)
+            found[test] = [_reward(matrices[i], gains[i], weights) for i in test]
+        mean_rewards.append(round(float(found.mean()), 9))
+    # Of equally good ones the strongest, the most simple.
+    strength = STRENGTHS[max(range(len(STRENGTHS)), key=lambda i: (mean_rewards[i], i))]
+    weights, nearest = _ridge(matrices, gains, strength)
+    return Combination(dict(zip(names, weights.tolist(), strict=True)), names[nearest], strength, len(matrices))
+
+
+def _ridge(matrices: Sequence[Floats], gains: Sequence[Floats], strength: float) -> tuple[Floats, int]:
+    """Weights of the raw features, and the one that alone is best."""
+    centred = np.concatenate([matrix - matrix.mean(axis=0) for matrix in matrices])
+    target = np.concatenate([gain - gain.mean() for gain in gains])
+    scale = np.sqrt(np.mean(centred**2, axis=0))
+    single = [
+        np.mean([_reward(matrix[:, [k]], gain, np.ones(1)) for matrix, gain in zip(matrices, gains, strict=True)])
+        for k in range(len(scale))
+    ]
+    # A feature that never differs says nothing: it would select what stands first.
+    nearest = int(np.argmax(np.where(scale > 1e-12, single, -1)))
+    scale[scale <= 1e-12] = math.inf
+    standard = centred / scale
+    prior = np.zeros(len(scale))
+    slope = standard[:, nearest] @ target / max(1e-12, standard[:, nearest] @ standard[:, nearest])
+    prior[nearest] = max(slope, 1e-6)  # it selects by its greatest value, whatever the slope
+    if not math.isinf(strength):
+        gram = standard.T @ standard + strength * len(standard) * np.eye(len(scale))
+        prior = prior + np.linalg.solve(gram, standard.T @ (target - standard @ prior))
+    return prior / scale, nearest
+
+
+def _reward(matrix: Floats, gains: Floats, weights: Floats) -> float:
+    return float(gains[first_best(np.round(matrix @ weights, 9).tolist())])

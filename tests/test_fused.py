@@ -1,0 +1,90 @@
+"""Runs with select.by=fused, and selecting by what they leave."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import QUICKSTART_POOL, SHORT_RUN, Run
+
+from cappy_lightning import training
+
+
+@pytest.fixture(scope="module")
+def fused_run(cappy: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run that was stopped once when its folds were trained."""
+    run_dir = tmp_path_factory.mktemp("runs") / "fused"
+    words = ["train", *SHORT_RUN, "select.by=fused", f"run_dir={run_dir}"]
+    real = training.fuse_folds
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    training.fuse_folds = stop
+    try:
+        assert cappy(*words).returncode == 130
+    finally:
+        training.fuse_folds = real
+    ends = [(run_dir / "folds" / str(fold) / "metrics.json").stat().st_mtime_ns for fold in range(2)]
+    done = cappy(*words)
+    assert done.returncode == 0, done.stderr
+    assert "fold 1 of 2" not in done.stderr  # what was trained is not trained again
+    assert ends
+    return run_dir
+
+
+def test_it_leaves_a_fusion_beside_the_export_and_no_folds(fused_run: Path, lora_run: Path) -> None:
+    own = {path.name for path in fused_run.iterdir()} - {path.name for path in lora_run.iterdir()}
+    assert own == {"fusion.json"}
+    fusion = json.loads((fused_run / "fusion.json").read_text())
+    assert (fused_run / "adapter" / "fusion.json").read_bytes() == (fused_run / "fusion.json").read_bytes()
+    everything, texts = fusion["combinations"]
+    assert set(texts["weights"]) == {"logit", "count", "agreement"} < set(everything["weights"])
+    assert everything["examples"] == texts["examples"] == 12
+
+
+def test_the_scorer_is_the_same_and_stays_its_own_row(fused_run: Path, lora_run: Path) -> None:
+    ours, theirs = (json.loads((run / "report.json").read_text()) for run in (fused_run, lora_run))
+    methods = ours["average"]["methods"]
+    assert methods.keys() - theirs["average"]["methods"].keys() == {"fused"}
+    assert methods["cappy"]["mean"] == theirs["average"]["methods"]["cappy"]["mean"]
+    standing = ours["average"]["fused"]
+    for name, difference in standing["differences"].items():
+        assert difference["mean"] == pytest.approx(methods["fused"]["mean"] - methods[name]["mean"])
+    assert "cappy" in standing["differences"]
+    assert ours["average"]["best_baseline"] not in ("fused", "cappy", "oracle")
+
+
+def test_the_command_selects_as_the_run_did(cappy: Run, fused_run: Path, tmp_path: Path) -> None:
+    chosen = [json.loads(line) for line in (fused_run / "selections.jsonl").read_text().splitlines()]
+    rows = {json.loads(line)["id"]: line for line in QUICKSTART_POOL.read_text(encoding="utf-8").splitlines()}
+    pool, out = tmp_path / "pool.jsonl", tmp_path / "out.jsonl"
+    pool.write_text("".join(rows[one["id"]] + "\n" for one in chosen), encoding="utf-8")
+    words = ["select", pool, "--scorer", fused_run / "adapter", "-o", out, "select.by=fused"]
+    done = cappy(*words, "--json", tmp_path / "report.json", "--html", tmp_path / "report.html")
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [one["index"] for one in found] == [one["index"] for one in chosen]
+    report, expected = (json.loads((folder / "report.json").read_text()) for folder in (tmp_path, fused_run))
+    for name, value in expected["average"]["methods"].items():
+        assert report["average"]["methods"][name]["mean"] == pytest.approx(value["mean"]), name
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 3
+    assert "fused is better by" in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+    texts = [{"task": "t", "instruction": "i", "candidates": [{"response": "a"}, {"response": "b"}]}]
+    pool.write_text("".join(json.dumps(row) + "\n" for row in texts))
+    assert cappy(*words).returncode == 0
+
+
+def test_a_scorer_without_a_fusion_is_refused(cappy: Run, lora_run: Path, tmp_path: Path) -> None:
+    done = cappy("select", QUICKSTART_POOL, "--scorer", lora_run / "adapter", "-o", tmp_path / "x", "select.by=fused")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "adapter/fusion.json: is not there, expected what a training with select.by=fused leaves" in done.stderr
+    assert not (tmp_path / "x").exists()
+
+
+def test_it_needs_pools(cappy: Run, tmp_path: Path) -> None:
+    words = ["data.pool=[]", "data.instances=[x.jsonl]", "data.max_train=null", "data.max_validation=null"]
+    done = cappy("train", *SHORT_RUN, *words, "select.by=fused", f"run_dir={tmp_path / 'run'}")
+    assert done.returncode == 2
+    assert "select.by: is 'fused', expected scorer beside data.instances" in done.stderr
