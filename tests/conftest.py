@@ -37,13 +37,20 @@ SHORT_RUN = (
     "batch.micro_size=8",
 )
 
-#: The arguments of a run on instances, by a small encoder with random weights: for what is about the data.
-TINY_RUN = (
-    "conf/pretrain.yaml",
-    "conf/smoke.yaml",
+#: A small encoder with random weights: for what is not about the scorer.
+TINY_SCORER = (
+    "scorer.random_weights=true",
+    "scorer.tokenizer=embedded",
     "scorer.config={model_type: bert, hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2,"
     " intermediate_size: 64, vocab_size: 30522, max_position_embeddings: 64}",
     "scorer.max_length=32",
+)
+
+#: The arguments of a run on instances by such a scorer: for what is about the data.
+TINY_RUN = (
+    "conf/pretrain.yaml",
+    "conf/smoke.yaml",
+    *TINY_SCORER,
     "data.pool=[]",
     "data.max_train=null",
     "data.max_validation=null",

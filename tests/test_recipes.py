@@ -15,6 +15,7 @@ OVERLAYS = sorted(path.name for path in (ROOT / "conf").glob("*.yaml") if path.n
 #: Values that a recipe leaves to the user, and what makes RoBERTa-large small where its size is not the point.
 GIVEN = {
     "bigbench.yaml": ["data.task=auto_categorization"],
+    "paper_bigbench.yaml": ["data.task=auto_categorization", "scorer.config.num_hidden_layers=2"],
     "adapt.yaml": ["scorer.config.num_hidden_layers=2"],
 }
 MISSING = {"adapt.yaml": ["data.pool=pool.jsonl"], "pretrain.yaml": ["data.instances=[shards]"]}

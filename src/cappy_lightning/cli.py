@@ -256,6 +256,16 @@ def _export(options: argparse.Namespace) -> int:
     return 0
 
 
+def _evaluate(options: argparse.Namespace) -> int:
+    from cappy_lightning.evaluation.bigbench import evaluate_bigbench
+
+    shard = Shard.parse(options.shard) if options.shard else Shard()
+    words = list(options.config)
+    for key, value in (("backbone.kind", options.backbone), ("scorer.base", options.scorer)):
+        words += [f"{key}={value}"] if value else []
+    return evaluate_bigbench(words, options.tasks, Path(options.out), shard, options.json)
+
+
 def _memory(options: argparse.Namespace) -> int:
     config = load_config([*options.config, *_NO_SOURCE])
     from cappy_lightning.memory import estimate, print_estimate
@@ -287,6 +297,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "inspect": _inspect,
     "score": _score,
     "select": _select,
+    "evaluate": _evaluate,
     "export": _export,
     "submit": _submit,
     "jobs": _jobs,

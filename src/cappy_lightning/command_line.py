@@ -113,6 +113,28 @@ def _parser() -> argparse.ArgumentParser:
     select.add_argument("--json", metavar="REPORT.json", help="write the report as JSON, too")
     select.add_argument("--html", metavar="PAGE.html", help="write the report as one self-contained page, too")
 
+    evaluate = add("evaluate", help="run a benchmark of the paper")
+    benchmarks = evaluate.add_subparsers(dest="benchmark", metavar="BENCHMARK", required=True)
+    bigbench = benchmarks.add_parser(
+        "bigbench",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        help="an LLM's answers to BIG-bench's generation tasks, chosen by a scorer adapted to each",
+        description="Run a recipe for every task: candidates, adaptation, selection; then one report. Run it again\n"
+        "after an interruption to continue.\n\n"
+        "  cappy evaluate bigbench conf/bigbench.yaml --tasks tense,operators -o runs/bigbench\n"
+        "  cappy evaluate bigbench conf/paper_bigbench.yaml conf/gpu.yaml -o runs/flan-t5-xl",
+        epilog="Keys: those of `cappy train`.",
+    )
+    bigbench.add_argument("config", nargs="*", metavar="RECIPE.yaml [OVERLAY.yaml ...] [key=value ...]")
+    bigbench.add_argument("-o", "--out", required=True, metavar="DIRECTORY")
+    bigbench.add_argument(
+        "--tasks", type=lambda text: text.split(","), default=[], help="names, with commas; default: the paper's 45"
+    )
+    bigbench.add_argument("--backbone", metavar="KIND", help="the same as backbone.kind=KIND")
+    bigbench.add_argument("--scorer", metavar="BASE", help="the same as scorer.base=BASE")
+    bigbench.add_argument("--shard", metavar="I/N", help="only every Nth task, from task I (from 0); for job arrays")
+    bigbench.add_argument("--json", action="store_true", help="print the report as one JSON object")
+
     export = add(
         "export",
         help="turn a run, a checkpoint or a scorer into an adapter, a model directory or ONNX",

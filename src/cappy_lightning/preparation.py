@@ -87,6 +87,15 @@ def split_pools(config: Config, pools: Sequence[Pool]) -> tuple[list[Pool], list
     return cap_examples(train, data.max_train, data.seed), cap_examples(validation, data.max_validation, data.seed)
 
 
+def validation_pools(config: Config) -> list[Pool]:
+    """The pools that a run of this config is evaluated on, in its order.
+
+    Raises:
+        InputError: data that cannot be read.
+    """
+    return split_pools(config, list(_pools(config)))[1]
+
+
 def _pools(config: Config) -> Iterable[Pool]:
     """The pools of the config, recorded from the backbone where only examples are given."""
     data = config.data

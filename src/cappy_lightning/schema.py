@@ -102,7 +102,9 @@ def _check_keys(overlay: DictConfig, schema: DictConfig, where: str, known: Sequ
                 raise InputError(where, f"'{path}' is a section, expected keys below it")
             _check_keys(value, schema[name], where, known, f"{path}.")
         elif below is list and not OmegaConf.is_config(value):
-            overlay[name] = [] if overlay[name] in (None, "") else [overlay[name]]
+            # What `${...}` refers to may come later.
+            single = value._value() if value and OmegaConf.is_interpolation(overlay, name) else overlay[name]
+            overlay[name] = [] if single in (None, "") else [single]
 
 
 def all_keys(cls: type, prefix: str = "") -> dict[str, dataclasses.Field[Any]]:

@@ -52,7 +52,7 @@ SELECTIONS = "selections.jsonl"
 
 
 def train(config: Config, as_json: bool = False) -> int:
-    """Run a config to its end, or from where it stopped.
+    """Run a config to its end, or from where it stopped, and print the results.
 
     Returns:
         the exit code: 0, or 128 + the signal that ended the run early (130, 143).
@@ -60,16 +60,19 @@ def train(config: Config, as_json: bool = False) -> int:
     Raises:
         InputError: something that the user gave cannot be used.
     """
+    code = finish(config)
+    if not code and rank() == 0:
+        show_results(Path(config.run_dir), as_json)
+    return code
+
+
+def finish(config: Config) -> int:
+    """Run a config to its end, or from where it stopped; `train` without the results printed."""
     run = RunDir(config)
-    if not run.finished:
-        stopped_by = _fit(config, run)
-        if stopped_by:
-            if rank() == 0:
-                say(f"stopped and saved in {run.path}; the same command continues")
-            return 128 + stopped_by
-    if rank() == 0:
-        show_results(run.path, as_json)
-    return 0
+    stopped_by = 0 if run.finished else _fit(config, run)
+    if stopped_by and rank() == 0:
+        say(f"stopped and saved in {run.path}; the same command continues")
+    return 128 + stopped_by if stopped_by else 0
 
 
 def _fit(config: Config, run: RunDir) -> int:

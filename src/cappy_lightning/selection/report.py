@@ -165,17 +165,21 @@ def metric_title(report: dict[str, Any]) -> str:
 def print_report(report: dict[str, Any], console: Console) -> None:
     """The report as tables, one a task and one for the average over several; figures times 100."""
     for table in report_tables(report):
-        console.print(table.title, markup=False, highlight=False)
-        shown = rich.table.Table()
-        for place, name in enumerate(table.header):
-            shown.add_column(escape(name), justify="right" if place else "left")
-        for row in table.rows:
-            method = row[0]
-            style = "bold" if method in (report["scorer"], FUSED) else "dim" if method == ORACLE else None
-            shown.add_row(*(escape(str(cell)) for cell in row), style=style)
-        console.print(shown)
-        for line in table.note.splitlines():
-            console.print(line, markup=False, highlight=False)
+        print_table(table, console, report["scorer"])
+
+
+def print_table(table: Table, console: Console, scorer_name: str) -> None:
+    """A table as text, the scorer's rows standing out."""
+    console.print(table.title, markup=False, highlight=False)
+    shown = rich.table.Table()
+    for place, name in enumerate(table.header):
+        shown.add_column(escape(name), justify="right" if place else "left")
+    for row in table.rows:
+        style = "bold" if row[0] in (scorer_name, FUSED) else "dim" if row[0] == ORACLE else None
+        shown.add_row(*(escape(str(cell)) for cell in row), style=style)
+    console.print(shown)
+    for line in table.note.splitlines():
+        console.print(line, markup=False, highlight=False)
 
 
 def report_tables(report: dict[str, Any]) -> list[Table]:

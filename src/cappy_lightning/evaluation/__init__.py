@@ -1,0 +1,1 @@
+"""The paper's two benchmarks: BIG-bench with an LLM, PromptSource without."""

@@ -1,0 +1,179 @@
+"""`cappy evaluate bigbench`: the job of conf/bigbench.yaml for every task, and one report.
+
+Each task is a run of its own in `OUT/tasks/TASK`: what is finished is not done again, and what was interrupted
+goes on. When all are there, the report is made of them.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from cappy_lightning.callbacks.results import REPORT
+from cappy_lightning.config import Config
+from cappy_lightning.config_loading import load_config
+from cappy_lightning.errors import InputError
+from cappy_lightning.evaluation.published import published_bigbench
+from cappy_lightning.files import make_dir, read_jsonl, write_json
+from cappy_lightning.page import Table, write_page, write_picture
+from cappy_lightning.preparation import validation_pools
+from cappy_lightning.progress import say
+from cappy_lightning.records import Pool, Selection
+from cappy_lightning.run_dir import rank, versions
+from cappy_lightning.selection.baselines import FUSED, ORACLE, RANDOM
+from cappy_lightning.selection.charts import methods_chart, report_page
+from cappy_lightning.selection.report import make_report, metric_title, print_table, report_tables
+from cappy_lightning.sources.bigbench import GENERATION_TASKS, fetch
+from cappy_lightning.sources.spec import Shard
+from cappy_lightning.training import SELECTIONS, finish
+
+PAGE, PICTURE = "report.html", "report.png"
+
+
+def evaluate_bigbench(words: Sequence[str], tasks: Sequence[str], out: Path, shard: Shard, as_json: bool) -> int:
+    """Run every task of the shard that is not finished; once all tasks are, make the report.
+
+    Args:
+        words: recipe, overlays and key=value words, as for a training of one task.
+        tasks: names; none: the paper's generation tasks, as far as they can be fetched.
+        out: the directory of it all.
+        shard: which of the tasks, for job arrays.
+        as_json: print the report as JSON instead of tables.
+
+    Returns:
+        the exit code: 0, or that of a run that was stopped by a signal.
+
+    Raises:
+        InputError: words, tasks or a directory that cannot be used, or a task that failed, when the others are done.
+    """
+    names = _fetched(tasks, load_config([*words, "data.task=task"]))
+    configs = {task: _task_config(words, task, out) for task in names}
+    make_dir(out)
+    failed: dict[str, InputError] = {}
+    for number, (task, config) in enumerate(configs.items()):
+        if number % shard.count != shard.index:
+            continue
+        say(f"task {number + 1} of {len(configs)}: {task}")
+        try:
+            stopped_by = finish(config)
+        except InputError as error:  # the other tasks can do without it
+            say(f"{task}: {error}")
+            failed[task] = error
+            continue
+        if stopped_by:
+            return stopped_by
+    if failed:
+        raise InputError(out, f"{len(failed)} of {len(configs)} tasks failed: {', '.join(failed)}; the others are done")
+    waiting = [task for task, config in configs.items() if not Path(config.run_dir, REPORT).exists()]
+    if waiting:
+        say(f"{len(waiting)} of {len(configs)} tasks are left to other shards; the report is made when all are there")
+    elif rank() == 0:
+        report = _gather(configs)
+        _write(report, out)
+        _show(report, out, as_json)
+    return 0
+
+
+def _fetched(tasks: Sequence[str], config: Config) -> list[str]:
+    """The tasks that there are; a task that was named must be there."""
+    if len(set(tasks)) < len(tasks):
+        raise InputError("--tasks", "names a task twice")
+    if config.data.pool and not tasks:
+        raise InputError("--tasks", "is missing, expected the tasks of data.pool")
+    if tasks:
+        if not config.data.pool:
+            fetch(tasks)
+        return list(tasks)
+    # The hub's alone; everything else lies in the archive, too.
+    common = [task for task in GENERATION_TASKS if task != "tellmewhy"]
+    fetch(common)
+    try:
+        fetch(["tellmewhy"])
+    except InputError as error:
+        say(f"left out: {error}")
+        return common
+    return list(GENERATION_TASKS)
+
+
+def _task_config(words: Sequence[str], task: str, out: Path) -> Config:
+    return load_config([*words, f"data.task={task}", f"name={task}", f"run_dir={out / 'tasks' / task}"])
+
+
+def _gather(configs: dict[str, Config]) -> dict[str, Any]:
+    """One report over the tasks."""
+    pools: list[Pool] = []
+    scorer: list[Selection] = []
+    fused: list[Selection] = []
+    config = next(iter(configs.values()))
+    for own in configs.values():
+        held = validation_pools(own)
+        rows = list(read_jsonl(Path(own.run_dir) / SELECTIONS))
+        if len(rows) != len(held):
+            raise InputError(Path(own.run_dir) / SELECTIONS, f"has {len(rows)} lines, expected {len(held)}, one a pool")
+        chosen = [Selection.from_row(row, pool, where) for (where, row), pool in zip(rows, held, strict=True)]
+        pools += held
+        fused += chosen
+        for one, pool in zip(chosen, held, strict=True):
+            responses = [candidate.response for candidate in pool.candidates]
+            scorer.append(Selection.best(one.logits, one.scores, responses, pool.example))
+    by_fusion = fused if config.select.by == "fused" else None
+    report = make_report(pools, scorer, config.scorer.name, config.label, fused=by_fusion)
+    known = published_bigbench()
+    told = {"backbone": vars(config.backbone), "scorer_base": config.scorer.base, "versions": versions()}
+    return report | {"published": {task: known[task] for task in configs if task in known}, "made_by": told}
+
+
+def _write(report: dict[str, Any], out: Path) -> None:
+    write_json(out / REPORT, report)
+    write_picture(methods_chart(report), out / PICTURE)
+    backbone = report["made_by"]["backbone"]
+    facts = [
+        f"candidates: {backbone['kind']} {backbone['model'] or ''}, {backbone['shots']} shots",
+        f"scorer: {report['scorer']}, adapted from {report['made_by']['scorer_base']}",
+    ]
+    tables = [task_table(report), published_table(report)]
+    write_page(report_page(report, f"BIG-bench, {len(report['tasks'])} tasks", facts, tables), out / PAGE)
+
+
+def _show(report: dict[str, Any], out: Path, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(report))
+        return
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    for table in (task_table(report), report_tables(report)[-1], published_table(report)):
+        print_table(table, console, report["scorer"])
+    console.print(f"results: {out / REPORT}, {out / PAGE}", soft_wrap=True)
+
+
+def task_table(report: dict[str, Any]) -> Table:
+    """A row for each task with what matters most of the report."""
+    own = [report["scorer"], *([FUSED] if FUSED in report["average"]["methods"] else [])]
+    rows = []
+    for task, part in [*report["tasks"].items(), ("average", report["average"])]:
+        methods, best = part["methods"], part["best_baseline"]
+        row = [task, part.get("n_examples", ""), f"{100 * methods[RANDOM]['mean']:.1f}"]
+        row += [f"{100 * methods['greedy']['mean']:.1f}" if "greedy" in methods else ""]
+        row += [f"{100 * methods[best]['mean']:.1f} {best}"]
+        for name in own:
+            difference = (part if name == report["scorer"] else part[name])["differences"][best]
+            low, high = 100 * difference["low"], 100 * difference["high"]
+            row += [f"{100 * methods[name]['mean']:.1f} ({100 * difference['mean']:+.1f} [{low:+.1f}, {high:+.1f}])"]
+        rows.append([*row, f"{100 * methods[ORACLE]['mean']:.1f}"])
+    header = ["task", "examples", RANDOM, "greedy", "best baseline", *own, ORACLE]
+    note = "In brackets: better than the best baseline by, with its 95% interval."
+    return Table(f"By task: {metric_title(report)} x 100", header, rows, note)
+
+
+def published_table(report: dict[str, Any]) -> Table:
+    """Cappy's published figures for the same tasks, by the backbone that proposed the candidates."""
+    known = report["published"]
+    backbones = list(next(iter(known.values()), {}))
+    rows = [[task, *(f"{100 * known[task][name]:.1f}" for name in backbones)] for task in known]
+    if rows:
+        means = [sum(values[name] for values in known.values()) / len(known) for name in backbones]
+        rows.append(["average", *(f"{100 * mean:.1f}" for mean in means)])
+    note = "RoBERTa-large, pretrained; 17 candidates each (github.com/tanyuqian/cappy)."
+    return Table("Cappy as published: Rouge-L x 100, by backbone", ["task", *backbones], rows, note)

@@ -1,0 +1,133 @@
+"""`cappy evaluate bigbench`: a run a task, and one report."""
+
+import contextlib
+import json
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from conftest import QUICKSTART_POOL, SHORT_RUN, TINY_SCORER, Run
+from forked import Forked
+
+from cappy_lightning.evaluation.published import published_bigbench
+from cappy_lightning.sources.bigbench import GENERATION_TASKS
+
+TASKS = ("tense", "operators")
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Two tasks with the quickstart's pools under other names, with few steps."""
+    folder = tmp_path_factory.mktemp("pools")
+    rows = [json.loads(line) for line in QUICKSTART_POOL.read_text(encoding="utf-8").splitlines()]
+    for number, task in enumerate(TASKS):
+        own = [row | {"task": task} for row in rows[number::2]]
+        (folder / f"{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own), encoding="utf-8")
+    recorded = f"data.pool={folder}/${{data.task}}.jsonl"
+    return ["evaluate", "bigbench", *SHORT_RUN, *TINY_SCORER, recorded, "select.by=fused"]
+
+
+@pytest.fixture(scope="module")
+def evaluated(cappy: Run, words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed evaluation."""
+    out = tmp_path_factory.mktemp("evaluated") / "out"
+    done = cappy(*words, "--tasks", ",".join(TASKS), "-o", out)
+    assert done.returncode == 0, done.stderr
+    assert "task 2 of 2: operators" in done.stderr
+    for shown in (
+        "By task",
+        "average over 2 tasks",
+        "Cappy as published",
+        "flan-t5-xxl",
+        f"results: {out}/report.json",
+    ):
+        assert shown in done.stdout
+    return out
+
+
+def test_the_report_is_that_of_the_tasks_beside_the_published_figures(evaluated: Path) -> None:
+    report = json.loads((evaluated / "report.json").read_text())
+    assert list(report["tasks"]) == list(TASKS)
+    for task in TASKS:
+        own = json.loads((evaluated / "tasks" / task / "report.json").read_text())["tasks"][task]
+        for name, value in own["methods"].items():
+            assert report["tasks"][task]["methods"][name]["mean"] == value["mean"]
+        assert report["published"][task] == published_bigbench()[task]
+    for name in ("cappy", "fused", "mbr"):
+        means = [report["tasks"][task]["methods"][name]["mean"] for task in TASKS]
+        assert report["average"]["methods"][name]["mean"] == pytest.approx(sum(means) / 2)
+    page = (evaluated / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 3
+    assert "61.2" not in page  # auto_categorization's
+    assert f"{100 * published_bigbench()['tense']['flan-t5-xxl']:.1f}" in page
+    assert (evaluated / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_killed_and_continued_it_ends_with_the_same_report(
+    cappy: Run, words: list[str], evaluated: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    command = [*words, "--tasks", ",".join(TASKS), "-o", str(out)]
+    for moment in ("tasks/tense/folds/0/config.yaml", "tasks/operators/config.yaml"):
+        process = Forked(tmp_path / moment.replace("/", "-"), *command)
+        for _ in range(600):
+            if (out / moment).exists():
+                break
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                raise AssertionError(f"ended with {process.wait(0.1)} before {moment}")
+        process.kill()
+        process.wait()
+    finished = (out / "tasks" / "tense" / "metrics.json").stat().st_mtime_ns
+    done = cappy(*command)
+    assert done.returncode == 0, done.stderr
+    assert (out / "tasks" / "tense" / "metrics.json").stat().st_mtime_ns == finished < time.time_ns()
+    ours, theirs = (json.loads((folder / "report.json").read_text()) for folder in (out, evaluated))
+    assert ours == theirs
+
+
+def test_shards_share_the_tasks_and_the_last_makes_the_report(
+    cappy: Run, words: list[str], evaluated: Path, tmp_path: Path
+) -> None:
+    quick = [word for word in words if not word.startswith("select.by")]
+    for shard, left in (("1/2", ["operators"]), ("0/2", ["operators", "tense"])):
+        done = cappy(*quick, "--tasks", ",".join(TASKS), "-o", tmp_path / "out", "--shard", shard)
+        assert done.returncode == 0, done.stderr
+        assert sorted(path.name for path in (tmp_path / "out" / "tasks").iterdir()) == left
+        assert (tmp_path / "out" / "report.json").exists() == (len(left) == 2)
+    ours, theirs = (json.loads((folder / "report.json").read_text()) for folder in (tmp_path / "out", evaluated))
+    assert "fused" not in ours["average"]["methods"]
+    assert ours["average"]["methods"]["cappy"]["mean"] == theirs["average"]["methods"]["cappy"]["mean"]
+
+
+def test_a_task_that_fails_leaves_the_others(cappy: Run, words: list[str], evaluated: Path) -> None:
+    done = cappy(*words, "--tasks", f"{TASKS[0]},gem,{TASKS[1]}", "-o", evaluated)
+    assert done.returncode == 2
+    assert "gem.jsonl: cannot be read" in done.stderr
+    assert done.stderr.splitlines()[-1].endswith("1 of 3 tasks failed: gem; the others are done")
+
+
+@pytest.mark.parametrize(
+    ("more", "problem"),
+    [
+        (["--tasks", "tense,tense"], "--tasks: names a task twice"),
+        ([], "--tasks: is missing, expected the tasks of data.pool"),
+        (["--tasks", "tense", "--shard", "2/2"], "--shard: is '2/2', expected I/N"),
+        (["--tasks", "tense", "trainer.epoch=3"], "trainer.epoch=3: unknown key"),
+        (["--tasks", "tense", "--backbone", "gpt"], "backbone.kind: is 'gpt'"),
+        (["--tasks", "te nse", "data.pool=[]"], "bigbench: is 'te nse', expected the name of a BIG-bench task"),
+    ],
+)
+def test_bad_words_are_one_line(cappy: Run, words: list[str], tmp_path: Path, more: list[str], problem: str) -> None:
+    done = cappy(*words, "-o", tmp_path / "out", *more)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert problem in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_published_figures_are_of_the_papers_tasks() -> None:
+    published = published_bigbench()
+    assert tuple(sorted(published)) == tuple(sorted(GENERATION_TASKS))
+    # the averages of the paper's Table 2 (released reproduction)
+    for backbone, mean in (("flan-t5-small", 23.6543), ("flan-t5-xl", 33.2775), ("flan-t5-xxl", 37.1678)):
+        assert 100 * sum(row[backbone] for row in published.values()) / 45 == pytest.approx(mean, abs=1e-3)
