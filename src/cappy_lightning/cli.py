@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"cappy: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("cappy: interrupted; train, generate and label continue with the same command", file=sys.stderr)
+        print("cappy: interrupted; train, generate, label and evaluate continue with the same command", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -156,7 +156,7 @@ def _parser() -> argparse.ArgumentParser:
 
     submit = add(
         "submit",
-        help="queue a training, recording, labelling or export, or a chain of them, under SLURM",
+        help="queue a training, recording, labelling, benchmark or export, or a chain of them, under SLURM",
         description="Check a command, write a batch script for it, and submit that. In a chain each job starts when"
         " the one before has ended well.\n\n"
         "  cappy submit conf/pretrain.yaml conf/zero2.yaml slurm.nodes=4 slurm.gpus_per_node=8 slurm.time=24:00:00\n"

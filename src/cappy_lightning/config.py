@@ -210,7 +210,9 @@ class SlurmConfig:
     memory: str | None = key(None, "Memory of each node, as 64G")
     time: str | None = key(None, "Time limit, as 24:00:00 or 2-00:00:00")
     save_before: int = key(120, "Seconds before the time limit at which a run saves, to be continued by the same job")
-    array: str | None = key(None, "Parts of `cappy generate` and `label`, each a task: 0-63, or 0-63%8 for 8 at a time")
+    array: str | None = key(
+        None, "Parts of `cappy generate`, `label` and `evaluate`, each a task: 0-63, or 0-63%8 for 8 at a time"
+    )
     dependency: str | None = key(None, "What to wait for, as sbatch takes it: afterok:123")
     setup: list[str] = key([], "Lines of the script before the command: modules, environment variables")
     command: str | None = key(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cluster import Cluster, missing, run_cluster
-from conftest import QUICKSTART_POOL, SHORT_RUN, TINY_RUN, run_cappy, start_cappy
+from conftest import QUICKSTART_POOL, SHORT_RUN, TINY_RUN, TINY_SCORER, run_cappy, start_cappy
 from recorded import instances_of_steps, steps_ended
 from safetensors.torch import load_file
 
@@ -272,6 +272,24 @@ def test_of_an_array_only_what_failed_is_made_again_and_all_parts_equal_a_single
     assert rows_of(out) == rows_of(tmp_path / "whole")
     again = run_cappy("submit", *words)
     assert (again.returncode, "has all 8 parts already" in again.stderr) == (2, True)
+
+
+def test_a_benchmark_is_an_array_over_tasks_and_a_report_of_all(cluster: Cluster, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in QUICKSTART_POOL.read_text(encoding="utf-8").splitlines()[::19]]
+    for task in ("tense", "operators"):
+        lines = (json.dumps(row | {"task": task}) + "\n" for row in rows)
+        (tmp_path / f"{task}.jsonl").write_text("".join(lines), encoding="utf-8")
+    recorded, out = f"data.pool={tmp_path}/${{data.task}}.jsonl", tmp_path / "out"
+    own = ("--tasks", "tense,operators", *SHORT_RUN, *TINY_SCORER, recorded, "-o", out, HERE)
+    words = ("evaluate", "bigbench", *own)
+    array, gather = submitted(*words, "slurm.array=0-1", "then", *words)
+    assert ended(cluster, gather) == "COMPLETED"
+    assert cluster.states(array) == ["COMPLETED"] * 2
+    report = json.loads((out / "report.json").read_text())
+    assert list(report["tasks"]) == ["tense", "operators"]
+    (log,) = (out.parent / "out.slurm").glob(f"{gather}*.log")
+    assert "average over 2 tasks" in log.read_text()
+    assert "training:" not in log.read_text()  # all was there
 
 
 def test_what_follows_a_job_that_fails_does_not_start_and_the_reason_is_said(

@@ -52,21 +52,20 @@ def evaluate_bigbench(words: Sequence[str], tasks: Sequence[str], out: Path, sha
     names = _fetched(tasks, load_config([*words, "data.task=task"]))
     configs = {task: _task_config(words, task, out) for task in names}
     make_dir(out)
-    failed: dict[str, InputError] = {}
-    for number, (task, config) in enumerate(configs.items()):
-        if number % shard.count != shard.index:
-            continue
-        say(f"task {number + 1} of {len(configs)}: {task}")
+    own = list(shard.of(configs.items()))
+    failed: list[str] = []
+    for number, (task, config) in enumerate(own, start=1):
+        say(f"task {number} of {len(own)}: {task}")
         try:
             stopped_by = finish(config)
         except InputError as error:  # the other tasks can do without it
             say(f"{task}: {error}")
-            failed[task] = error
+            failed.append(task)
             continue
         if stopped_by:
             return stopped_by
     if failed:
-        raise InputError(out, f"{len(failed)} of {len(configs)} tasks failed: {', '.join(failed)}; the others are done")
+        raise InputError(out, f"{len(failed)} of {len(own)} tasks failed: {', '.join(failed)}; the others are done")
     waiting = [task for task, config in configs.items() if not Path(config.run_dir, REPORT).exists()]
     if waiting:
         say(f"{len(waiting)} of {len(configs)} tasks are left to other shards; the report is made when all are there")

@@ -25,7 +25,7 @@ from cappy_lightning.slurm.script import Job, render, seconds, tasks_per_node
 SCRIPT = "job.sh"
 
 #: Commands that can be a job; a recipe alone is `train`.
-COMMANDS = ("train", "generate", "label", "export")
+COMMANDS = ("train", "generate", "label", "evaluate", "export")
 
 #: Between the commands of a chain.
 THEN = "then"
@@ -141,14 +141,18 @@ def _plan(words: Sequence[str], options: argparse.Namespace, cluster: str | None
     settings = merge(_Cluster, [*([cluster] if cluster else []), *own]).slurm
     check_settings(settings)
     out = Path(options.out).absolute()
-    expect(options.source, made)
-    warn_of_local([options.source, options.out])
+    read = [options.source] if words[0] != "evaluate" else []
+    for source in read:
+        expect(source, made)
+    warn_of_local([*read, options.out])
     made.append(out)
     array, parts = None, None
     if settings.array:
         if words[0] == "export" or options.shard:
-            raise InputError("slurm.array", "expected it for generate and label alone, without --shard")
-        array, parts = _missing_parts(settings.array, out, ".jsonl" if words[0] == "generate" else "")
+            raise InputError("slurm.array", "expected it for generate, label and evaluate, without --shard")
+        array, parts = settings.array, _parts(settings.array)
+        if words[0] != "evaluate":  # which finds itself what is not finished
+            array = _missing_parts(array, parts, out, ".jsonl" if words[0] == "generate" else "")
     directory = out.with_name(out.name + ".slurm")
     command = tuple(word for word in words if word not in own)
     return Job(f"{words[0]}-{out.name}", directory, command, settings, parts=parts, array=array)
@@ -159,7 +163,7 @@ def _plan_training(words: Sequence[str], made: list[Path]) -> Job:
     check_settings(settings)
     config = load_config([*words, f"trainer.nodes={settings.nodes}", f"trainer.devices={tasks_per_node(settings)}"])
     if settings.array:
-        raise InputError("slurm.array", "is for generate and label, expected none for a training")
+        raise InputError("slurm.array", "is for generate, label and evaluate, expected none for a training")
     if settings.time and seconds(settings.time) < settings.save_before + _START:
         raise InputError(
             "slurm.time",
@@ -177,16 +181,21 @@ def _plan_training(words: Sequence[str], made: list[Path]) -> Job:
     return Job(config.name, directory, ("train", str(directory / CONFIG)), settings, config)
 
 
-def _missing_parts(array: str, out: Path, suffix: str) -> tuple[str, int]:
-    """The tasks of an array whose parts are not there yet, as sbatch takes them, and the number of parts."""
-    found = re.fullmatch(r"0-(\d+)(%\d+)?", array)
+def _parts(array: str) -> int:
+    """How many tasks an array has."""
+    found = re.fullmatch(r"0-(\d+)(?:%\d+)?", array)
     if not found:
         raise InputError("slurm.array", f"is '{array}', expected all parts from 0, as 0-63 or 0-63%8")
-    parts = int(found[1]) + 1
+    return int(found[1]) + 1
+
+
+def _missing_parts(array: str, parts: int, out: Path, suffix: str) -> str:
+    """The tasks of an array whose parts are not there yet, as sbatch takes them."""
     missing = [n for n in range(parts) if not (out / f"{part_name(n, parts)}{suffix}").exists()]
     if not missing:
         raise InputError(out, f"has all {parts} parts already")
     if len(missing) == parts:
-        return array, parts
+        return array
     say(f"{out}: {parts - len(missing)} of {parts} parts are there; the others are submitted")
-    return ",".join(map(str, missing)) + (found[2] or ""), parts
+    _, percent, together = array.partition("%")
+    return ",".join(map(str, missing)) + percent + together
