@@ -257,6 +257,14 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
+    if options.benchmark == "promptsource":
+        from cappy_lightning.evaluation.promptsource import evaluate_promptsource
+
+        source = [options.source, *options.config]
+        evaluate_promptsource(
+            source, options.scorer, options.adapter, options.activation, Path(options.out), options.json
+        )
+        return 0
     from cappy_lightning.evaluation.bigbench import evaluate_bigbench
 
     shard = Shard.parse(options.shard) if options.shard else Shard()

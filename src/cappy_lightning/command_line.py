@@ -135,6 +135,24 @@ def _parser() -> argparse.ArgumentParser:
     bigbench.add_argument("--shard", metavar="I/N", help="only every Nth task, from task I (from 0); for job arrays")
     bigbench.add_argument("--json", action="store_true", help="print the report as one JSON object")
 
+    promptsource = benchmarks.add_parser(
+        "promptsource",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        help="a scorer alone as a classifier, over templates",
+        description="Accuracy of a scorer on data sets with PromptSource templates, or on a test file of the\n"
+        "reference implementation. Run it again after an interruption to continue.\n\n"
+        "  cappy evaluate promptsource conf/sources/held_out.yaml --scorer btan2/cappy-large -o runs/promptsource\n"
+        "  cappy evaluate promptsource mine.yaml --scorer runs/quickstart/adapter -o runs/mine",
+        epilog="A sources file is that of `cappy label`.",
+    )
+    promptsource.add_argument("source", metavar="SOURCES.yaml", help="sources file, or JSONL of examples or tests")
+    promptsource.add_argument("config", nargs="*", metavar="[key=value ...]", help="for the sources file")
+    promptsource.add_argument("-o", "--out", required=True, metavar="DIRECTORY")
+    promptsource.add_argument("--scorer", required=True, help="a saved scorer, an adapter, or a hub name")
+    promptsource.add_argument("--adapter", help="an adapter to put onto the scorer")
+    promptsource.add_argument("--activation", choices=("sigmoid", "identity"), help="for scorers that do not say it")
+    promptsource.add_argument("--json", action="store_true", help="print the report as one JSON object")
+
     export = add(
         "export",
         help="turn a run, a checkpoint or a scorer into an adapter, a model directory or ONNX",

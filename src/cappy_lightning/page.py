@@ -1,15 +1,18 @@
-"""One self-contained HTML page of facts, pictures, tables and sample rows."""
+"""Tables as text, and one self-contained HTML page of facts, pictures, tables and sample rows."""
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import rich.table
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from rich.console import Console
+from rich.markup import escape
 
 from cappy_lightning.files import atomic_path, write_text
 
@@ -22,6 +25,20 @@ class Table:
     header: Sequence[str]
     rows: Sequence[Sequence[object]]
     note: str = ""
+
+
+def print_table(table: Table, console: Console, bold: Collection[str] = (), dim: Collection[str] = ()) -> None:
+    """A table as text; rows that begin with one of the given names stand out or stay back."""
+    console.print(table.title, markup=False, highlight=False)
+    shown = rich.table.Table()
+    for place, name in enumerate(table.header):
+        shown.add_column(escape(name), justify="right" if place else "left")
+    for row in table.rows:
+        style = "bold" if row[0] in bold else "dim" if row[0] in dim else None
+        shown.add_row(*(escape(str(cell)) for cell in row), style=style)
+    console.print(shown)
+    for line in table.note.splitlines():
+        console.print(line, markup=False, highlight=False)
 
 
 @dataclass

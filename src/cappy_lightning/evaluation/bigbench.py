@@ -18,14 +18,14 @@ from cappy_lightning.config_loading import load_config
 from cappy_lightning.errors import InputError
 from cappy_lightning.evaluation.published import published_bigbench
 from cappy_lightning.files import make_dir, read_jsonl, write_json
-from cappy_lightning.page import Table, write_page, write_picture
+from cappy_lightning.page import Table, print_table, write_page, write_picture
 from cappy_lightning.preparation import validation_pools
 from cappy_lightning.progress import say
 from cappy_lightning.records import Pool, Selection
 from cappy_lightning.run_dir import rank, versions
 from cappy_lightning.selection.baselines import FUSED, ORACLE, RANDOM
 from cappy_lightning.selection.charts import methods_chart, report_page
-from cappy_lightning.selection.report import make_report, metric_title, print_table, report_tables
+from cappy_lightning.selection.report import make_report, metric_title, report_tables
 from cappy_lightning.sources.bigbench import GENERATION_TASKS, fetch
 from cappy_lightning.sources.spec import Shard
 from cappy_lightning.training import SELECTIONS, finish
@@ -143,7 +143,7 @@ def _show(report: dict[str, Any], out: Path, as_json: bool) -> None:
         return
     console = Console(width=None if sys.stdout.isatty() else 160)
     for table in (task_table(report), report_tables(report)[-1], published_table(report)):
-        print_table(table, console, report["scorer"])
+        print_table(table, console, bold=(report["scorer"], FUSED), dim=(ORACLE,))
     console.print(f"results: {out / REPORT}, {out / PAGE}", soft_wrap=True)
 
 

@@ -3,11 +3,9 @@
 import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from cappy_lightning.inspection.findings import Findings, Histogram
-from cappy_lightning.page import Page
+from cappy_lightning.page import Page, print_table
 
 #: Columns of the longest bar in text.
 BAR = 40
@@ -18,13 +16,8 @@ def print_findings(findings: Findings, console: Console) -> None:
     console.print(findings.title, style="bold", markup=False)
     for fact in findings.facts:
         console.print(f"- {fact}", markup=False, highlight=False)
-    for content in findings.tables:
-        table = Table(title=escape(content.title), title_justify="left", caption=escape(content.note) or None)
-        for place, name in enumerate(content.header):
-            table.add_column(escape(name), justify="right" if place else "left")
-        for row in content.rows:
-            table.add_row(*(escape(str(cell)) for cell in row))
-        console.print(table)
+    for table in findings.tables:
+        print_table(table, console)
     for histogram in findings.histograms:
         console.print(histogram.title, markup=False, style="italic")
         most = max(1, int(histogram.counts.max()))

@@ -5,16 +5,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import rich.table
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.markup import escape
 
 from cappy_lightning.config import LabelConfig
 from cappy_lightning.errors import InputError
 from cappy_lightning.labeling.measures import open_measure
 from cappy_lightning.labeling.rouge import RougeL
-from cappy_lightning.page import Table
+from cappy_lightning.page import Table, print_table
 from cappy_lightning.records import Pool, Selection
 from cappy_lightning.selection.analysis import calibration_bins, length_bias, most_wrong, quality_by_cost
 from cappy_lightning.selection.baselines import FUSED, ORACLE, RANDOM, check_names, method_values, rewards
@@ -67,7 +65,7 @@ def make_report(
         own_gains = [gains[i] for i in places]
         values, skipped = method_values([pools[i] for i in places], own_gains, of_task, rouge)
         matrix = np.array(list(values.values()))  # [methods, examples]
-        draws = _resample(matrix, generator)
+        draws = resample(matrix, generator)
         means[task] = {name: float(row.mean()) for name, row in zip(values, matrix, strict=True)}
         resampled[task] = dict(zip(values, draws, strict=True))
         tasks[task] = {"n_examples": len(places), **_compare(means[task], resampled[task], scorer_name)}
@@ -105,8 +103,11 @@ def make_report(
     }
 
 
-def _resample(matrix: Floats, generator: np.random.Generator) -> Floats:
-    """Means over resampled examples, [methods, resamples]; memory grows with a chunk of the resamples only."""
+def resample(matrix: Floats, generator: np.random.Generator) -> Floats:
+    """Means over resampled examples, [methods, resamples], of values [methods, examples].
+
+    Memory grows with a chunk of the resamples only.
+    """
     count, chunks = matrix.shape[1], 20
     even = np.full(count, 1 / count)
     return np.concatenate(
@@ -123,7 +124,7 @@ def best_baseline(means: dict[str, float], scorer_name: str) -> str:
 def _compare(means: dict[str, float], draws: dict[str, Floats], scorer_name: str) -> dict[str, Any]:
     best = best_baseline(means, scorer_name)
     result = {
-        "methods": {name: _interval(means[name], draws[name]) for name in means},
+        "methods": {name: interval(means[name], draws[name]) for name in means},
         "best_baseline": best,
         **_standing(scorer_name, best, means, draws),
     }
@@ -136,7 +137,7 @@ def _standing(name: str, best: str, means: dict[str, float], draws: dict[str, Fl
     """How one method stands against all others, on the way from random and from the best baseline to the oracle."""
     result: dict[str, Any] = {
         "differences": {
-            other: _interval(means[name] - means[other], draws[name] - draws[other]) for other in means if other != name
+            other: interval(means[name] - means[other], draws[name] - draws[other]) for other in means if other != name
         }
     }
     skipped = {}
@@ -145,13 +146,14 @@ def _standing(name: str, best: str, means: dict[str, float], draws: dict[str, Fl
             gained, possible = draws[name] - draws[floor], draws[ORACLE] - draws[floor]
             ratios = gained[possible > 1e-12] / possible[possible > 1e-12]
             value = (means[name] - means[floor]) / (means[ORACLE] - means[floor])
-            result[share] = _interval(value, ratios)
+            result[share] = interval(value, ratios)
         else:
             skipped[share] = f"the oracle is no better than {floor}"
     return result | ({"skipped": skipped} if skipped else {})
 
 
-def _interval(value: float, draws: Floats) -> dict[str, float]:
+def interval(value: float, draws: Floats) -> dict[str, float]:
+    """A value with its 95% percentile interval over resamples."""
     low, high = np.percentile(draws, [2.5, 97.5])
     return {"mean": float(value), "low": float(low), "high": float(high)}
 
@@ -165,21 +167,7 @@ def metric_title(report: dict[str, Any]) -> str:
 def print_report(report: dict[str, Any], console: Console) -> None:
     """The report as tables, one a task and one for the average over several; figures times 100."""
     for table in report_tables(report):
-        print_table(table, console, report["scorer"])
-
-
-def print_table(table: Table, console: Console, scorer_name: str) -> None:
-    """A table as text, the scorer's rows standing out."""
-    console.print(table.title, markup=False, highlight=False)
-    shown = rich.table.Table()
-    for place, name in enumerate(table.header):
-        shown.add_column(escape(name), justify="right" if place else "left")
-    for row in table.rows:
-        style = "bold" if row[0] in (scorer_name, FUSED) else "dim" if row[0] == ORACLE else None
-        shown.add_row(*(escape(str(cell)) for cell in row), style=style)
-    console.print(shown)
-    for line in table.note.splitlines():
-        console.print(line, markup=False, highlight=False)
+        print_table(table, console, bold=(report["scorer"], FUSED), dim=(ORACLE,))
 
 
 def report_tables(report: dict[str, Any]) -> list[Table]:
@@ -193,13 +181,13 @@ def report_tables(report: dict[str, Any]) -> list[Table]:
         compared = {scorer: part} | ({FUSED: part[FUSED]} if FUSED in part else {})
         rows = []
         for name, value in sorted(part["methods"].items(), key=lambda item: item[1]["mean"]):
-            row = [name, f"{100 * value['mean']:.1f}", f"[{_range(value)}]"]
+            row = [name, f"{100 * value['mean']:.1f}", f"[{percent_range(value)}]"]
             for one in compared.values():
                 difference = one["differences"].get(name)
-                row.append(f"{100 * difference['mean']:+.1f} [{_range(difference, '+')}]" if difference else "")
+                row.append(f"{100 * difference['mean']:+.1f} [{percent_range(difference, '+')}]" if difference else "")
             rows.append(row)
         notes = [
-            f"{name} goes {100 * one[share]['mean']:.0f}% [{_range(one[share], digits=0)}]"
+            f"{name} goes {100 * one[share]['mean']:.0f}% [{percent_range(one[share], digits=0)}]"
             f" of the way from {floor} to oracle"
             for name, one in compared.items()
             for share, floor in (("recovered", RANDOM), ("headroom", part["best_baseline"]))
@@ -211,5 +199,6 @@ def report_tables(report: dict[str, Any]) -> list[Table]:
     return tables
 
 
-def _range(value: dict[str, float], sign: str = "", digits: int = 1) -> str:
+def percent_range(value: dict[str, float], sign: str = "", digits: int = 1) -> str:
+    """The ends of an interval, times 100."""
     return f"{100 * value['low']:{sign}.{digits}f}, {100 * value['high']:{sign}.{digits}f}"

@@ -141,15 +141,15 @@ def _plan(words: Sequence[str], options: argparse.Namespace, cluster: str | None
     settings = merge(_Cluster, [*([cluster] if cluster else []), *own]).slurm
     check_settings(settings)
     out = Path(options.out).absolute()
-    read = [options.source] if words[0] != "evaluate" else []
+    read = [options.source] if "source" in options else []
     for source in read:
         expect(source, made)
     warn_of_local([*read, options.out])
     made.append(out)
     array, parts = None, None
     if settings.array:
-        if words[0] == "export" or options.shard:
-            raise InputError("slurm.array", "expected it for generate, label and evaluate, without --shard")
+        if "shard" not in options or options.shard:
+            raise InputError("slurm.array", "expected it for generate, label and evaluate bigbench, without --shard")
         array, parts = settings.array, _parts(settings.array)
         if words[0] != "evaluate":  # which finds itself what is not finished
             array = _missing_parts(array, parts, out, ".jsonl" if words[0] == "generate" else "")

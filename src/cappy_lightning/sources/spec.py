@@ -8,8 +8,9 @@ sources:
   - bigbench: tense
 """
 
+import functools
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,10 @@ class Sources:
         for source in self._sources:
             yield from source.pools(self._shard)
 
+    def apart(self) -> list["Apart"]:
+        """Each source by itself."""
+        return [Apart(one.dataset, one.split, functools.partial(one.pools, self._shard), one) for one in self._sources]
+
     @property
     def partial(self) -> bool:
         """Whether only one of several parts is read."""
@@ -152,6 +157,26 @@ class Sources:
     def notes(self) -> list[str]:
         """After a pass over `pools`: what was left out of it, and why."""
         return [note for source in self._sources for note in source.notes]
+
+
+@dataclass(frozen=True)
+class Apart:
+    """One source of several.
+
+    Attributes:
+        dataset: the name of its data set, which PromptSource's tasks begin with, or its task.
+        split: which split of it is read, where one is named.
+        pools: what it gives, from the start.
+    """
+
+    dataset: str
+    split: str | None
+    pools: Callable[[], Iterator[Pool]]
+    _source: "_Source"
+
+    def notes(self) -> list[str]:
+        """After a pass over `pools`: what was left out of it, and why."""
+        return self._source.notes
 
 
 class _Source:
@@ -202,6 +227,20 @@ class _Source:
                 raise InputError(self._where, f"{path} has no template '{name}', but {', '.join(names)}"[:300])
         return [template for template in found if not config.template_names or template.name in config.template_names]
 
+    @property
+    def dataset(self) -> str:
+        """The name of the data set as its templates have it, or the task of its rows."""
+        config = self._config
+        if self._templates:
+            return self._templates[0].dataset
+        dataset = f"{config.dataset}/{config.subset}" if config.subset else config.dataset
+        return config.bigbench or config.task or dataset or Path(config.files[0]).stem
+
+    @property
+    def split(self) -> str | None:
+        """The split that is read, by its name in the data set."""
+        return self._config.split
+
     def pools(self, shard: Shard) -> Iterator[Pool]:
         """The pools of one shard of the rows, from the start."""
         self.notes = []
@@ -218,8 +257,7 @@ class _Source:
     def _from_columns(self, rows: Rows, shard: Shard) -> Iterator[Pool]:
         config = self._config
         low, high = config.score_range
-        dataset = f"{config.dataset}/{config.subset}" if config.subset else config.dataset
-        task = config.task or dataset or Path(config.files[0]).stem
+        task = self.dataset
         columns = Columns(config.columns, task, self._split(), config.choices, (low, high))
         mask = self._mask(rows.count(), config.max_examples, task) if config.max_examples else None
         numbered = ((number, placed) for number, placed in enumerate(rows.read()) if mask is None or mask[number])

@@ -1,0 +1,292 @@
+"""`cappy evaluate promptsource`: a scorer alone as a classifier, over templates of classification data sets.
+
+Each data set's result lies in `OUT/datasets` as soon as it is there: what is finished is not done again.
+"""
+
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from cappy_lightning.errors import InputError
+from cappy_lightning.evaluation.published import published_promptsource
+from cappy_lightning.files import make_dir, open_locked, read_jsonl, write_json
+from cappy_lightning.page import Page, Table, print_table, write_page, write_picture
+from cappy_lightning.progress import Ticker, say
+from cappy_lightning.records import Example, Pool
+from cappy_lightning.scorer.cappy import Cappy
+from cappy_lightning.selection.engine import select_from_pools
+from cappy_lightning.selection.report import interval, percent_range, resample
+from cappy_lightning.sources.spec import Sources
+
+REPORT, PAGE, PICTURE, MADE_BY, DATASETS = "report.json", "report.html", "report.png", "made_by.json", "datasets"
+
+#: Pools that are scored before the progress is shown again.
+BLOCK = 256
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set to be classified.
+
+    Attributes:
+        name: as PromptSource names it.
+        split: by its name in the data set, where known.
+        pools: its examples, with choices, under the tasks `NAME/TEMPLATE`.
+        notes: after a pass over these, what was left out.
+    """
+
+    name: str
+    split: str | None
+    pools: Callable[[], Iterator[Pool]]
+    notes: Callable[[], list[str]] = list
+
+    @property
+    def key(self) -> str:
+        """Its name in reports and, with other slashes, of its file."""
+        return f"{self.name} {self.split}" if self.split else self.name
+
+
+def evaluate_promptsource(
+    source: Sequence[str], scorer: str, adapter: str | None, activation: str | None, out: Path, as_json: bool
+) -> None:
+    """Classify every example of every data set under every template, and make the report.
+
+    Args:
+        source: a file in the reference implementation's test format (JSONL), or what `Sources` takes: a sources file
+            with data sets and templates, `key=value` words for it, or a table of examples with choices.
+        scorer: a saved scorer, an adapter or a hub name; any classifier with one logit.
+        adapter: an adapter to put onto it.
+        activation: for scorers that do not say theirs.
+        out: the directory of the results.
+        as_json: print the report as JSON instead of tables.
+
+    Raises:
+        InputError: what cannot be used; `out` is of another evaluation.
+    """
+    datasets = open_datasets(source)
+    make_dir(out)
+    with open_locked(out / ".lock", out, "evaluation"):
+        _claim(out, {"source": list(source), "scorer": scorer, "adapter": adapter})
+        missing = [dataset for dataset in datasets if not _file(out, dataset).exists()]
+        cappy = Cappy.from_pretrained(scorer, adapter, activation=activation) if missing else None
+        for dataset in missing:
+            assert cappy is not None
+            say(f"{dataset.key}: data set {datasets.index(dataset) + 1} of {len(datasets)}")
+            write_json(_file(out, dataset), classify(cappy, dataset))
+        results = {d.key: json.loads(_file(out, d).read_text(encoding="utf-8")) for d in datasets}
+        report = make_accuracy_report(results, {d.key: (d.name, d.split or "") for d in datasets})
+        write_json(out / REPORT, report)
+        write_picture(_chart(report), out / PICTURE)
+        tables = accuracy_tables(report)
+        facts = [f"source: {' '.join(source)}", *(note for one in results.values() for note in one["notes"])]
+        page = Page(f"{scorer}: accuracy", facts, [("Accuracy", _chart(report))], tables)
+        write_page(page, out / PAGE)
+    if as_json:
+        print(json.dumps(report))
+        return
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    for table in tables:
+        print_table(table, console, bold=("average",))
+    console.print(f"results: {out / REPORT}, {out / PAGE}", soft_wrap=True)
+
+
+def open_datasets(source: Sequence[str]) -> list[Dataset]:
+    """The data sets of a test file or of sources.
+
+    Raises:
+        InputError: what cannot be read, or a data set that stands there twice.
+    """
+    first = next((row for _, row in read_jsonl(source[0])), {}) if source[0].endswith(".jsonl") else {}
+    if "dataset_name" in first:
+        datasets = _of_test_file(source[0])
+    else:
+        datasets = [Dataset(one.dataset, one.split, one.pools, one.notes) for one in Sources(source).apart()]
+    keys = [dataset.key for dataset in datasets]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise InputError(source[0], f"names the data set '{key}' twice, expected another split or task")
+    return datasets
+
+
+def _of_test_file(path: str) -> list[Dataset]:
+    """The data sets of the reference implementation's test format: a line for each response."""
+    found: dict[str, dict[tuple[str, str], list[tuple[str, str, int]]]] = defaultdict(lambda: defaultdict(list))
+    for where, row in read_jsonl(path):
+        texts = [row.get(name) for name in ("dataset_name", "template_name", "instruction", "response")]
+        if not all(isinstance(text, str) and text for text in texts) or row.get("label") not in (0, 1):
+            names = "dataset_name, template_name, example_idx, instruction, response and label (0 or 1)"
+            raise InputError(where, f"expected {names}")
+        dataset, template, instruction, response = map(str, texts)
+        found[dataset][template, str(row.get("example_idx"))].append((instruction, response, int(row["label"])))
+
+    def pools(dataset: str) -> Iterator[Pool]:
+        for (template, identity), rows in found[dataset].items():
+            labels = [label for _, _, label in rows]
+            if labels.count(1) != 1 or len({instruction for instruction, _, _ in rows}) > 1:
+                raise InputError(
+                    f"{path}: {dataset}, {template}, example {identity}",
+                    "expected one instruction, and the label 1 for one response",
+                )
+            choices = tuple(response for _, response, _ in rows)
+            task = f"{dataset}/{template}"
+            yield Pool.of_example(Example(task, identity, rows[0][0], choices=choices, label=labels.index(1)))
+
+    return [Dataset(name, None, lambda name=name: pools(name)) for name in found]  # type: ignore[misc]
+
+
+def _claim(out: Path, made_by: dict[str, Any]) -> None:
+    path = out / MADE_BY
+    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != made_by:
+        raise InputError(out, "holds another evaluation, expected the same source and scorer, or a new directory")
+    write_json(path, made_by)
+
+
+def _file(out: Path, dataset: Dataset) -> Path:
+    return out / DATASETS / f"{dataset.key.replace('/', '--').replace(' ', '_')}.json"
+
+
+def classify(cappy: Cappy, dataset: Dataset) -> dict[str, Any]:
+    """What the scorer gets right of a data set.
+
+    Returns:
+        `templates`: name to [right, examples]; `rows`, with a value for each row of the data set, over the templates:
+        `right`, `examples` and `random`, the expected number that a blind choice gets right; and `notes`.
+
+    Raises:
+        InputError: there is no example with choices.
+    """
+    templates: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    rows: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    random: dict[str, float] = defaultdict(float)
+    open_ended = 0
+    pools = dataset.pools()
+    with Ticker(f"classifying {dataset.key}", None, 0) as ticker:
+        while block := _block(pools):
+            closed = [pool for pool in block if pool.example.choices]
+            open_ended += len(block) - len(closed)
+            for pool, selection in zip(closed, select_from_pools(cappy, closed), strict=True):
+                example = pool.example
+                right = int(selection.response == example.choices[example.label or 0])
+                for counts in (templates[example.task.removeprefix(f"{dataset.name}/")], rows[example.id]):
+                    counts[0] += right
+                    counts[1] += 1
+                random[example.id] += 1 / len(example.choices)
+            ticker.advance(len(block))
+    if not rows:
+        raise InputError(dataset.key, "has no example with choices, expected what can be classified")
+    notes = [
+        *dataset.notes(),
+        *([f"{dataset.key}: {open_ended} examples without choices are left out"] if open_ended else []),
+    ]
+    for note in notes:
+        say(note)
+    return {
+        "notes": notes,
+        "templates": dict(templates),
+        "rows": {
+            "right": [right for right, _ in rows.values()],
+            "examples": [count for _, count in rows.values()],
+            "random": list(random.values()),
+        },
+    }
+
+
+def _block(pools: Iterator[Pool]) -> list[Pool]:
+    return [pool for _, pool in zip(range(BLOCK), pools, strict=False)]
+
+
+def make_accuracy_report(
+    results: dict[str, dict[str, Any]], known_as: dict[str, tuple[str, str]], seed: int = 0
+) -> dict[str, Any]:
+    """Accuracies with 95% bootstrap intervals over the rows of the data sets, and the published ones.
+
+    The accuracy of a data set is the mean over its templates and rows, the average that over the data sets.
+
+    Args:
+        results: by data set, what `classify` gives.
+        known_as: name and split of each, by which published figures are found.
+        seed: of the bootstrap.
+    """
+    generator, published = np.random.default_rng(seed), published_promptsource()
+    datasets: dict[str, Any] = {}
+    draws = []
+    for key, result in results.items():
+        columns = np.array([result["rows"][name] for name in ("right", "examples", "random")], dtype=np.float64)
+        right, examples, random = columns.sum(axis=1)
+        # A row is resampled with all its templates.
+        sampled = resample(columns[:2], generator)
+        draws.append(sampled[0] / sampled[1])
+        datasets[key] = {
+            "n_rows": columns.shape[1],
+            "n_examples": int(examples),
+            "notes": result["notes"],
+            "accuracy": interval(right / examples, draws[-1]),
+            "random": random / examples,
+            "templates": {
+                name: {"n_examples": count, "accuracy": own / count}
+                for name, (own, count) in result["templates"].items()
+            },
+        }
+        if known_as[key] in published:
+            datasets[key]["known_as"], datasets[key]["published"] = published[known_as[key]]
+    mean = float(np.mean([one["accuracy"]["mean"] for one in datasets.values()]))
+    return {
+        "metric": "accuracy",
+        "datasets": datasets,
+        "average": {
+            "n_datasets": len(datasets),
+            "accuracy": interval(mean, np.mean(draws, axis=0)),
+            "random": float(np.mean([one["random"] for one in datasets.values()])),
+        },
+    }
+
+
+def accuracy_tables(report: dict[str, Any]) -> list[Table]:
+    """By data set, and by template; figures times 100."""
+    parts = report["datasets"]
+    models = list(next((part["published"] for part in parts.values() if "published" in part), {}))
+    rows = []
+    for key, part in [*parts.items(), ("average", report["average"])]:
+        accuracy = part["accuracy"]
+        row = [part.get("known_as", key), part.get("n_rows", ""), f"{100 * part['random']:.1f}"]
+        row += [f"{100 * accuracy['mean']:.1f}", f"[{percent_range(accuracy)}]"]
+        known = part.get("published", {})
+        if key == "average" and all("published" in one for one in parts.values()):
+            known = {name: float(np.mean([one["published"][name] for one in parts.values()])) for name in models}
+        rows.append([*row, *(f"{100 * known[name]:.1f}" if name in known else "" for name in models)])
+    header = ["data set", "rows", "random", "accuracy", "interval", *models]
+    note = "Right of the interval: as published (arXiv 2311.06720)." if models else ""
+    by_template = [
+        [key, name, own["n_examples"], f"{100 * own['accuracy']:.1f}"]
+        for key, part in parts.items()
+        for name, own in part["templates"].items()
+    ]
+    return [
+        Table("Accuracy x 100 with 95% intervals", header, rows, note),
+        Table("By template", ["data set", "template", "examples", "accuracy"], by_template),
+    ]
+
+
+def _chart(report: dict[str, Any]) -> Figure:
+    parts = report["datasets"]
+    names = list(parts)[::-1]
+    means = np.array([100 * parts[name]["accuracy"]["mean"] for name in names])
+    ends = np.array([[100 * parts[name]["accuracy"][end] for name in names] for end in ("low", "high")])
+    figure = Figure(figsize=(7, 0.4 * len(names) + 1.4), layout="constrained")
+    axis = figure.subplots()
+    axis.barh(names, means, color="tab:blue", xerr=np.abs(ends - means), error_kw={"ecolor": "0.35", "capsize": 2})
+    axis.plot(
+        [100 * parts[name]["random"] for name in names], names, "|", color="tab:red", label="random", markersize=12
+    )
+    axis.set(xlabel="accuracy x 100", xlim=(0, 100))
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False)
+    return figure

@@ -1,0 +1,170 @@
+"""`cappy evaluate promptsource`: accuracies by hand, over templates and over a test file."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Run
+
+from cappy_lightning import Cappy
+from cappy_lightning.evaluation import promptsource
+from cappy_lightning.evaluation.published import published_promptsource
+
+#: Of a data set with two templates: (template, example, instruction, responses, does the scorer get it right).
+CASES = [
+    ("is it", 0, "Is a teapot a pot?", ("yes", "no", "maybe"), True),
+    ("is it", 1, "Is a cup a pot?", ("yes", "no", "maybe"), False),
+    ("is it", 2, "Is a jug a pot?", ("yes", "no", "maybe"), True),
+    ("it is", 0, "A teapot is a pot, is it not?", ("it is", "it is not"), True),
+    ("it is", 1, "A cup is a pot, is it not?", ("it is", "it is not"), True),
+    ("it is", 2, "A jug is a pot, is it not?", ("it is", "it is not"), False),
+]
+
+TEMPLATES = """
+dataset: mail
+templates:
+  a: !Template
+    answer_choices: Praise ||| Complaint
+    jinja: "{{mail}} Praise or complaint? ||| {{ answer_choices[label] }}"
+    name: short
+  b: !Template
+    answer_choices: Yes ||| No
+    jinja: "Is this praise? {{mail}} ||| {{ answer_choices[label] }}"
+    name: in/out
+  c: !Template
+    answer_choices: null
+    jinja: "Answer: {{mail}} ||| Thanks"
+    name: open
+"""
+
+
+def write_tests(cappy: Cappy, path: Path) -> Path:
+    """A test file of the reference implementation in which the scorer's choices are right where CASES say so."""
+    lines = []
+    for template, number, instruction, responses, right in CASES:
+        picked = cappy.select(instruction, responses).index
+        label = picked if right else (picked + 1) % len(responses)
+        for place, response in enumerate(responses):
+            row = {"dataset_name": "pots", "template_name": template, "example_idx": number}
+            lines.append(row | {"instruction": instruction, "response": response, "label": int(place == label)})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def report_of(out: Path) -> dict[str, Any]:
+    return dict(json.loads((out / "report.json").read_text()))
+
+
+def test_a_test_file_gives_the_accuracies_computed_by_hand(cappy: Run, lora_run: Path, tmp_path: Path) -> None:
+    tests, out = tmp_path / "tests.jsonl", tmp_path / "out"
+    write_tests(Cappy.from_pretrained(lora_run / "adapter"), tests)
+    done = cappy("evaluate", "promptsource", tests, "--scorer", lora_run / "adapter", "-o", out)
+    assert done.returncode == 0, done.stderr
+    part = report_of(out)["datasets"]["pots"]
+    assert (part["n_rows"], part["n_examples"]) == (3, 6)
+    assert part["templates"] == {
+        "is it": {"n_examples": 3, "accuracy": pytest.approx(2 / 3)},
+        "it is": {"n_examples": 3, "accuracy": pytest.approx(2 / 3)},
+    }
+    assert part["accuracy"]["mean"] == pytest.approx(4 / 6)
+    assert part["random"] == pytest.approx((3 / 3 + 3 / 2) / 6)
+    # Rows got 2, 1 and 1 of 2 right: no resample can be below 1/2 or above 1.
+    assert 0.5 <= part["accuracy"]["low"] < 4 / 6 < part["accuracy"]["high"] <= 1
+    assert report_of(out)["average"]["accuracy"] == part["accuracy"]
+    assert " 66.7 " in done.stdout
+    assert "data:image/png" in (out / "report.html").read_text()
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Path:
+    """Two splits of a data set with three templates, one of them open-ended."""
+    (tmp_path / "templates.yaml").write_text(TEMPLATES)
+    rows = [{"mail": text, "label": n % 2} for n, text in enumerate(("Lovely!", "Broken.", "Superb.", "Late again."))]
+    text = "sources:\n"
+    for split, own in (("one", rows), ("two", rows[:3])):
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own))
+        text += f"  - {{files: [{tmp_path / split}.jsonl], templates: {tmp_path}/templates.yaml, split: {split}}}\n"
+    (tmp_path / "sources.yaml").write_text(text)
+    return tmp_path / "sources.yaml"
+
+
+def test_templates_are_classified_and_the_average_is_over_data_sets(
+    cappy: Run, lora_run: Path, tmp_path: Path, sources: Path
+) -> None:
+    out = tmp_path / "out"
+    words = ["evaluate", "promptsource", sources, "--scorer", lora_run / "adapter", "-o", out]
+    done = cappy(*words, "--json")
+    assert done.returncode == 0, done.stderr
+    report = report_of(out)
+    assert json.loads(done.stdout) == report
+    assert list(report["datasets"]) == ["mail one", "mail two"]
+    scorer, right = Cappy.from_pretrained(lora_run / "adapter"), []
+    for mail, label in (("Lovely!", 0), ("Broken.", 1), ("Superb.", 0), ("Late again.", 1)):
+        pair = (f"{mail} Praise or complaint?", ("Praise", "Complaint")), (f"Is this praise? {mail}", ("Yes", "No"))
+        right.append([scorer.select(*one).index == label for one in pair])
+    one, two = report["datasets"].values()
+    assert one["templates"]["short"]["accuracy"] == sum(first for first, _ in right) / 4
+    assert one["templates"]["in/out"]["accuracy"] == sum(second for _, second in right) / 4
+    assert two["accuracy"]["mean"] == pytest.approx(sum(map(sum, right[:3])) / 6)
+    mean = (one["accuracy"]["mean"] + two["accuracy"]["mean"]) / 2
+    assert report["average"]["accuracy"]["mean"] == pytest.approx(mean)
+    assert "mail one: 4 examples without choices are left out" in done.stderr
+
+
+def test_what_is_finished_is_not_classified_again(
+    cappy: Run, lora_run: Path, tmp_path: Path, sources: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["evaluate", "promptsource", sources, "--scorer", lora_run / "adapter", "-o"]
+    assert cappy(*words, tmp_path / "whole").returncode == 0
+    real, names = promptsource.classify, []
+
+    def second_stops(scorer: Cappy, dataset: promptsource.Dataset) -> dict[str, Any]:
+        names.append(dataset.key)
+        if len(names) == 2:
+            raise KeyboardInterrupt
+        return real(scorer, dataset)
+
+    monkeypatch.setattr(promptsource, "classify", second_stops)
+    assert [cappy(*words, tmp_path / "out").returncode for _ in range(3)] == [130, 0, 0]
+    assert names == ["mail one", "mail two", "mail two"]
+    assert report_of(tmp_path / "out") == report_of(tmp_path / "whole")
+    done = cappy(*words[:2], sources, "--scorer", "embedded", "-o", tmp_path / "out")
+    assert (done.returncode, "holds another evaluation" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"label": 2}, "tests.jsonl:1: expected dataset_name, template_name, example_idx, instruction, response and"),
+        ({"response": ""}, "tests.jsonl:1: expected dataset_name"),
+        ({"label": 0}, "tests.jsonl: pots, t, example 1: expected one instruction, and the label 1 for one response"),
+        ({"instruction": "other"}, "tests.jsonl: pots, t, example 1: expected one instruction"),
+    ],
+)
+def test_a_bad_test_file_is_one_line(
+    cappy: Run, lora_run: Path, tmp_path: Path, change: dict[str, Any], problem: str
+) -> None:
+    row = {"dataset_name": "pots", "template_name": "t", "example_idx": 1, "instruction": "i", "response": "a"}
+    rows = [row | {"label": 1} | change, row | {"response": "b", "label": 0}]
+    path = tmp_path / "tests.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    done = cappy("evaluate", "promptsource", path, "--scorer", lora_run / "adapter", "-o", tmp_path / "out")
+    assert done.returncode == 2
+    assert problem in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "out" / "report.json").exists()
+
+
+def test_data_sets_without_choices_are_refused(cappy: Run, lora_run: Path, tmp_path: Path) -> None:
+    path = tmp_path / "open.jsonl"
+    path.write_text(json.dumps({"task": "t", "instruction": "i", "references": ["a"]}) + "\n")
+    done = cappy("evaluate", "promptsource", path, "--scorer", lora_run / "adapter", "-o", tmp_path / "out")
+    assert done.returncode == 2
+    assert "open: has no example with choices, expected what can be classified" in done.stderr
+
+
+def test_published_accuracies_average_to_the_papers() -> None:
+    rows = [values for _, values in published_promptsource().values()]
+    assert len(rows) == 11
+    for model, mean in (("OPT 30B", 47.6), ("OPT-IML 175B", 56.5), ("T0 11B", 58.2), ("Cappy 0.36B", 56.6)):
+        assert 100 * sum(row[model] for row in rows) / 11 == pytest.approx(mean, abs=0.06)
