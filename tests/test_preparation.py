@@ -86,7 +86,7 @@ def test_a_pool_file_becomes_training_and_validation_instances_of_distinct_examp
     found = prepare(made, tmp_path / "run")
     train, validation = split_pools(made, pools(40))
     sides = ((str(tmp_path / "run" / name),) for name in ("train", "validation"))
-    assert found == Prepared(*sides, validation_pools=tuple(validation))
+    assert found == Prepared(*sides, train_pools=tuple(train), validation_pools=tuple(validation))
     assert [vars(i) | {"score": 0} for i in read(found.train)] == [
         vars(i) | {"score": 0} for i in labeler.training(train)
     ]
