@@ -18,7 +18,7 @@ from cappy_lightning.run_dir import METRICS
 from cappy_lightning.scorer.module import CappyModule
 from cappy_lightning.selection.analysis import calibration_bins
 from cappy_lightning.selection.baselines import FUSED
-from cappy_lightning.selection.charts import calibration, methods_chart
+from cappy_lightning.selection.charts import calibration, confusion_charts, methods_chart
 
 REPORT = "report.json"
 
@@ -123,6 +123,8 @@ class Results(pl.Callback):
         if report is not None:
             write_json(self.run_dir / REPORT, report)
             write_picture(methods_chart(report), self.run_dir / "report.png")
+            for figure in list(confusion_charts(report).values())[:1] if len(report["tasks"]) == 1 else []:
+                write_picture(figure, self.run_dir / "confusion.png")
             metrics |= flatten(report)
         write_json(self.run_dir / METRICS, {name: v for name, v in metrics.items() if math.isfinite(v)})
 
@@ -131,6 +133,8 @@ def flatten(report: dict[str, Any]) -> dict[str, float]:
     """The means of a report's average as flat metrics."""
     average, metric = report["average"], report["metric"]
     flat = {f"{metric}/{name}": value["mean"] for name, value in average["methods"].items()}
+    if "macro_f1" in average:
+        flat["macro_f1"] = average["macro_f1"]["mean"]
     for prefix, part in (("", average), (f"{FUSED}/", average.get(FUSED, {}))):
         flat |= {f"{prefix}{share}": part[share]["mean"] for share in ("recovered", "headroom") if share in part}
     return flat

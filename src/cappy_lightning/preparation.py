@@ -125,15 +125,18 @@ def _distinct(source: str) -> list[Example]:
     """All examples of a file or sources file.
 
     Raises:
-        InputError: an id stands twice.
+        InputError: an id stands twice, with different contents.
     """
     sources = Sources([source])
     found: dict[tuple[str, str], Example] = {}
+    repeated = 0
     for pool in sources.pools():
         example = pool.example
-        if found.setdefault((example.task, example.id), example) is not example:
+        first = found.setdefault((example.task, example.id), example)
+        if first != example:
             raise InputError(source, f"id '{example.id}' of task '{example.task}' stands there twice")
-    for note in sources.notes():
+        repeated += first is not example
+    for note in [*sources.notes(), *([f"{source}: {repeated} rows are repeated and used once"] if repeated else [])]:
         say(note)
     return list(found.values())
 

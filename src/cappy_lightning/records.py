@@ -122,6 +122,11 @@ class Example:
             identity = hashlib.sha256(content.encode()).hexdigest()[:16]
         return cls(task, identity, instruction, references, choices, label, split)
 
+    @property
+    def right_choice(self) -> str:
+        """The text of the choice that `label` says, of an example with choices."""
+        return self.choices[self.label or 0]
+
     def to_row(self) -> dict[str, Any]:
         """The JSON object of the examples contract."""
         row: dict[str, Any] = {"task": self.task, "id": self.id}

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import Run
+from torchmetrics.classification import MulticlassF1Score
 
 from cappy_lightning import Cappy
 from cappy_lightning.evaluation import promptsource
@@ -52,6 +54,22 @@ def write_tests(cappy: Cappy, path: Path) -> Path:
     return path
 
 
+def macro_f1(tests: Path, template: str, run: Path) -> float:
+    """Of the examples of a test file, by torchmetrics."""
+    by_example: dict[int, list[dict[str, Any]]] = {}
+    for row in map(json.loads, tests.read_text().splitlines()):
+        if row["template_name"] == template:
+            by_example.setdefault(row["example_idx"], []).append(row)
+    scorer, classes = Cappy.from_pretrained(run / "adapter"), sorted({row["response"] for row in by_example[0]})
+    pairs = []
+    for rows in by_example.values():
+        right = next(row["response"] for row in rows if row["label"])
+        selected = scorer.select(rows[0]["instruction"], [row["response"] for row in rows]).response
+        pairs.append((classes.index(selected), classes.index(right)))
+    metric = MulticlassF1Score(len(classes))
+    return float(metric(*torch.tensor(pairs).T))
+
+
 def report_of(out: Path) -> dict[str, Any]:
     return dict(json.loads((out / "report.json").read_text()))
 
@@ -63,10 +81,12 @@ def test_a_test_file_gives_the_accuracies_computed_by_hand(cappy: Run, lora_run:
     assert done.returncode == 0, done.stderr
     part = report_of(out)["datasets"]["pots"]
     assert (part["n_rows"], part["n_examples"]) == (3, 6)
-    assert part["templates"] == {
-        "is it": {"n_examples": 3, "accuracy": pytest.approx(2 / 3)},
-        "it is": {"n_examples": 3, "accuracy": pytest.approx(2 / 3)},
+    assert {name: (own["n_examples"], own["accuracy"]) for name, own in part["templates"].items()} == {
+        "is it": (3, pytest.approx(2 / 3)),
+        "it is": (3, pytest.approx(2 / 3)),
     }
+    for name, own in part["templates"].items():
+        assert own["macro_f1"] == pytest.approx(macro_f1(tests, name, lora_run))
     assert part["accuracy"]["mean"] == pytest.approx(4 / 6)
     assert part["random"] == pytest.approx((3 / 3 + 3 / 2) / 6)
     # Rows got 2, 1 and 1 of 2 right: no resample can be below 1/2 or above 1.

@@ -144,6 +144,46 @@ def test_columns_give_choices_candidates_and_ratings(tmp_path: Path) -> None:
     assert [pool.example.label for pool in fixed] == [1, 0]
 
 
+def test_the_labels_of_a_plain_table_are_the_choices(tmp_path: Path) -> None:
+    path = tmp_path / "mail.csv"
+    path.write_text("text,label\nlate again,complaint\nthanks,praise\nwhere is it?,complaint\n")
+    found = pools(path)
+    assert [pool.example.instruction for pool in found] == ["late again", "thanks", "where is it?"]
+    assert {pool.example.choices for pool in found} == {("complaint", "praise")}
+    assert [pool.example.label for pool in found] == [0, 1, 0]
+    assert [c.response for c in found[0].candidates] == ["complaint", "praise"]
+    shard = pools(path, shard=Shard(1, 3))
+    assert [pool.example for pool in shard] == [found[1].example]
+    source = (
+        f"{{files: [{path}], columns: {{instruction: label, label: text}}, template: 'Is {{text}} of {{choices}}?'}}"
+    )
+    assert pools(spec(tmp_path, source))[1].example.instruction == "Is praise of late again, thanks, where is it??"
+
+
+def test_labels_that_are_numbers_are_taken_by_their_text_and_it_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "n.csv"
+    path.write_text("text,label\na,10\nb,2\nc,10\n")
+    sources = Sources([str(path)])
+    found = list(sources.pools())
+    assert {pool.example.choices for pool in found} == {("2", "10")}
+    assert [pool.example.label for pool in found] == [1, 0, 1]
+    assert sources.notes() == [f"{path}: the labels are numbers; `choices` in a sources file can name them"]
+    named = pools(
+        spec(tmp_path, f"{{files: [{path}], columns: {{label: label}}, choices: [{', '.join('abcdefghijk')}]}}")
+    )
+    assert [pool.example.choices[pool.example.label or 0] for pool in named] == ["k", "c", "k"]
+
+
+def test_labels_that_are_no_classes_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text("".join(json.dumps({"text": "x", "label": f"l{n}"}) + "\n" for n in range(1001)))
+    assert refusal(path) == f"{path}:1001: is the 1001th different label, expected at most 1000"
+    path.write_text('{"text": "x", "label": 0.5}\n')
+    assert refusal(path) == f"{path}:1: has the label 0.5, expected a text or a whole number"
+    path.write_text('{"text": "x", "label": "a"}\n{"text": "y", "label": ""}\n')
+    assert refusal(path).startswith(f"{path}:2: field 'label' is None")
+
+
 def test_a_file_of_pools_stays_what_it_is(tmp_path: Path) -> None:
     row = {
         "task": "t",
@@ -171,6 +211,8 @@ def test_a_file_of_pools_stays_what_it_is(tmp_path: Path) -> None:
         ("{files: [x.csv], columns: {references: 2023}}", "columns.references is 2023, expected the name of a column"),
         ("{files: [no.parquet], max_examples: 5}", "no.parquet: is no readable Parquet file"),
         ("{bigbench: tense, split: train}", "names a split beside bigbench, whose tasks have their own"),
+        ("{files: [x.csv], template: 'Which {choices}?'}", "template is 'Which {choices}?', expected '{text}' in it"),
+        ("{bigbench: tense, template: '{text}?'}", "has a template of its own beside those of the data set"),
         ("{bigbench: ../etc}", "bigbench: is '../etc', expected the name of a BIG-bench task"),
     ],
 )

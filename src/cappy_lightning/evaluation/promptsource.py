@@ -22,8 +22,9 @@ from cappy_lightning.page import Page, Table, print_table, write_page, write_pic
 from cappy_lightning.progress import Ticker, say
 from cappy_lightning.records import Example, Pool
 from cappy_lightning.scorer.cappy import Cappy
+from cappy_lightning.selection.bootstrap import interval, percent_range, resample
+from cappy_lightning.selection.classes import class_report
 from cappy_lightning.selection.engine import select_from_pools
-from cappy_lightning.selection.report import interval, percent_range, resample
 from cappy_lightning.sources.spec import Sources
 
 REPORT, PAGE, PICTURE, MADE_BY, DATASETS = "report.json", "report.html", "report.png", "made_by.json", "datasets"
@@ -157,13 +158,16 @@ def classify(cappy: Cappy, dataset: Dataset) -> dict[str, Any]:
     """What the scorer gets right of a data set.
 
     Returns:
-        `templates`: name to [right, examples]; `rows`, with a value for each row of the data set, over the templates:
-        `right`, `examples` and `random`, the expected number that a blind choice gets right; and `notes`.
+        `templates`: of each its `right` ones, `examples`, and `macro_f1` where all have the same choices; `rows`, with
+        a value for each row of the data set over the templates: `right`, `examples` and `random`, the expected number
+        that a blind choice gets right; and `notes`.
 
     Raises:
         InputError: there is no example with choices.
     """
-    templates: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    #: By template the right and the selected choice, and the sets of choices that there are.
+    answers: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    choices: dict[str, set[frozenset[str]]] = defaultdict(set)
     rows: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     random: dict[str, float] = defaultdict(float)
     open_ended = 0
@@ -174,10 +178,12 @@ def classify(cappy: Cappy, dataset: Dataset) -> dict[str, Any]:
             open_ended += len(block) - len(closed)
             for pool, selection in zip(closed, select_from_pools(cappy, closed), strict=True):
                 example = pool.example
-                right = int(selection.response == example.choices[example.label or 0])
-                for counts in (templates[example.task.removeprefix(f"{dataset.name}/")], rows[example.id]):
-                    counts[0] += right
-                    counts[1] += 1
+                right = int(selection.response == example.right_choice)
+                template = example.task.removeprefix(f"{dataset.name}/")
+                answers[template].append((example.right_choice, selection.response))
+                choices[template].add(frozenset(example.choices))
+                rows[example.id][0] += right
+                rows[example.id][1] += 1
                 random[example.id] += 1 / len(example.choices)
             ticker.advance(len(block))
     if not rows:
@@ -190,13 +196,21 @@ def classify(cappy: Cappy, dataset: Dataset) -> dict[str, Any]:
         say(note)
     return {
         "notes": notes,
-        "templates": dict(templates),
+        "templates": {name: _told(own, choices[name]) for name, own in answers.items()},
         "rows": {
             "right": [right for right, _ in rows.values()],
             "examples": [count for _, count in rows.values()],
             "random": list(random.values()),
         },
     }
+
+
+def _told(answers: Sequence[tuple[str, str]], choices: set[frozenset[str]]) -> dict[str, Any]:
+    told = {"right": sum(right == selected for right, selected in answers), "examples": len(answers)}
+    if len(choices) > 1:
+        return told
+    report, _ = class_report(sorted(*choices), answers, np.random.default_rng(0))
+    return told | {"macro_f1": report["macro_f1"]["mean"]}
 
 
 def _block(pools: Iterator[Pool]) -> list[Pool]:
@@ -231,8 +245,9 @@ def make_accuracy_report(
             "accuracy": interval(right / examples, draws[-1]),
             "random": random / examples,
             "templates": {
-                name: {"n_examples": count, "accuracy": own / count}
-                for name, (own, count) in result["templates"].items()
+                name: {"n_examples": own["examples"], "accuracy": own["right"] / own["examples"]}
+                | ({"macro_f1": own["macro_f1"]} if "macro_f1" in own else {})
+                for name, own in result["templates"].items()
             },
         }
         if known_as[key] in published:
@@ -265,13 +280,19 @@ def accuracy_tables(report: dict[str, Any]) -> list[Table]:
     header = ["data set", "rows", "random", "accuracy", "interval", *models]
     note = "Right of the interval: as published (arXiv 2311.06720)." if models else ""
     by_template = [
-        [key, name, own["n_examples"], f"{100 * own['accuracy']:.1f}"]
+        [
+            key,
+            name,
+            own["n_examples"],
+            f"{100 * own['accuracy']:.1f}",
+            f"{100 * own['macro_f1']:.1f}" if "macro_f1" in own else "",
+        ]
         for key, part in parts.items()
         for name, own in part["templates"].items()
     ]
     return [
         Table("Accuracy x 100 with 95% intervals", header, rows, note),
-        Table("By template", ["data set", "template", "examples", "accuracy"], by_template),
+        Table("By template", ["data set", "template", "examples", "accuracy", "macro-F1"], by_template),
     ]
 
 

@@ -12,6 +12,7 @@ from peft import PeftModel
 from cappy_lightning.config import ScorerConfig
 from cappy_lightning.errors import InputError
 from cappy_lightning.files import atomic_path
+from cappy_lightning.instructions import fill_template
 from cappy_lightning.records import Ranked, Selection
 from cappy_lightning.scorer.adapter import find_adapter, load_adapter, read_settings
 from cappy_lightning.scorer.model import Scorer, build_scorer, stored_settings
@@ -149,8 +150,6 @@ class Cappy:
     def select(self, instruction: str, responses: Sequence[str], task: str | None = None) -> Selection:
         """The best response with the scores of all; of equal ones the first.
 
-        Classification is the same call, the choices being the responses.
-
         Raises:
             InputError: no responses.
         """
@@ -158,6 +157,31 @@ class Cappy:
             raise InputError("responses", "are empty, expected at least one")
         logits = self.logits([(instruction, response) for response in responses], task)
         return Selection.best(logits.tolist(), self.to_scores(logits).tolist(), responses)
+
+    def classify(
+        self, texts: Sequence[str], choices: Sequence[str], template: str = "{text}", task: str | None = None
+    ) -> list[Selection]:
+        """The best of the same choices for every text, without any LLM; of equal ones the first.
+
+        Args:
+            texts: what is to be classified.
+            choices: the classes, as responses in plain words.
+            template: how an instruction shows a text: `{text}` stands for it, `{choices}` for the choices; the one that
+                a finetuned scorer was trained with (`template` of a sources file).
+            task: where adapters for several tasks were loaded.
+
+        Raises:
+            InputError: no choices, or a template without `{text}`.
+        """
+        if not choices:
+            raise InputError("choices", "are empty, expected at least one")
+        instructions = [fill_template(template, text, choices) for text in texts]
+        pairs = [(instruction, choice) for instruction in instructions for choice in choices]
+        logits = self.logits(pairs, task).reshape(-1, len(choices))
+        scores = self.to_scores(logits)
+        return [
+            Selection.best(own, shown, choices) for own, shown in zip(logits.tolist(), scores.tolist(), strict=True)
+        ]
 
     def rank(self, instruction: str, responses: Sequence[str], task: str | None = None) -> list[Ranked]:
         """All responses, the best first; ties keep their order.

@@ -126,7 +126,7 @@ class CappyModule(pl.LightningModule):
 
             optimizer = DeepSpeedCPUAdam(groups, adamw_mode=True)
         else:
-            optimizer = torch.optim.AdamW(groups, fused=self.trainer.strategy.root_device.type == "cuda")
+            optimizer = torch.optim.AdamW(groups, fused=True)
         warmup = round(self.total_steps * settings.warmup)
         schedule = get_linear_schedule_with_warmup(optimizer, warmup, self.total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

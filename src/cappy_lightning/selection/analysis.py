@@ -101,7 +101,7 @@ def most_wrong(
 
 def _told(pool: Pool, selection: Selection, rewards: Sequence[float]) -> dict[str, Any]:
     example, best = pool.example, int(np.argmax(rewards))
-    right = list(example.references) or [example.choices[example.label or 0]]
+    right = list(example.references) or [example.right_choice]
     told: dict[str, Any] = {"task": example.task, "id": example.id, "instruction": example.instruction, "right": right}
     for name, index in (("selected", selection.index), ("best", best)):
         told[name] = {

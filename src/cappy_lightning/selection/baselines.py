@@ -11,6 +11,7 @@ from cappy_lightning.errors import InputError
 from cappy_lightning.labeling.measures import Measure
 from cappy_lightning.labeling.rouge import RougeL
 from cappy_lightning.records import Pool, Selection, normalize
+from cappy_lightning.selection.classes import most_frequent_class, shared_classes
 
 #: The best that a choice can do, which looks at the truth, and what a blind one gets on average.
 ORACLE, RANDOM = "oracle", "random"
@@ -19,7 +20,18 @@ ORACLE, RANDOM = "oracle", "random"
 FUSED = "fused"
 
 #: Names that no scorer and no decoding may have.
-RESERVED = (RANDOM, "self_score_sum", "self_score_mean", "majority", "mbr", "shortest", "longest", FUSED, ORACLE)
+RESERVED = (
+    RANDOM,
+    "self_score_sum",
+    "self_score_mean",
+    "majority",
+    "mbr",
+    "most_frequent_class",
+    "shortest",
+    "longest",
+    FUSED,
+    ORACLE,
+)
 
 #: Decodings that say that nothing was decoded.
 NOT_DECODED = ("choice", "given")
@@ -44,8 +56,7 @@ def rewards(pools: Sequence[Pool], measure: Measure) -> list[list[float]]:
         if example.references:
             known = {response: next(scores) for response in responses}
         else:
-            right = example.choices[example.label or 0]
-            known = {response: float(response == right) for response in responses}
+            known = {response: float(response == example.right_choice) for response in responses}
         found.append([known[candidate.response] for candidate in pool.candidates])
     return found
 
@@ -62,6 +73,7 @@ def method_values(
     - one per decoding: the mean over its candidates (`greedy` has one);
     - `self_score_sum`, `self_score_mean`: the highest log-likelihood, by sum and per token;
     - `majority`: the most frequent answer, normalized; `mbr`: the highest mean Rouge-L to the others;
+    - `most_frequent_class`: where all pools have the same choices, the one that is right most often, whatever is asked;
     - `shortest`, `longest`: by characters; what is given as selections; `oracle`: the best candidate.
 
     Ties go to the first candidate.
@@ -101,6 +113,9 @@ def method_values(
         pick("mbr", [minimum_bayes_risk(pool, rouge) for pool in pools])
     else:
         skipped |= dict.fromkeys(("majority", "mbr"), "the candidates are given choices, not samples")
+        if shared_classes(pools):
+            frequent = most_frequent_class(pools)
+            values["most_frequent_class"] = [float(pool.example.right_choice == frequent) for pool in pools]
     pick("shortest", [first_best([-len(c.response) for c in pool.candidates]) for pool in pools])
     pick("longest", [first_best([len(c.response) for c in pool.candidates]) for pool in pools])
     for name, chosen in selections.items():

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from cappy_lightning.page import Page, Table
 from cappy_lightning.selection.baselines import FUSED, ORACLE
+from cappy_lightning.selection.classes import SHOWN_CLASSES, column_names
 from cappy_lightning.selection.report import metric_title, report_tables
 
 Floats = NDArray[np.float64]
@@ -73,6 +74,32 @@ def candidates_chart(report: dict[str, Any]) -> Figure:
     return figure
 
 
+def confusion_chart(part: dict[str, Any]) -> Figure:
+    """What is taken for what: the share of each right class (rows) that each class was selected for."""
+    rows, columns = part["classes"], column_names(part)
+    matrix = np.array(part["confusion"], dtype=np.float64)
+    shares = matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True))
+    size = 2.2 + 0.42 * len(columns)
+    figure = Figure(figsize=(size + 1, size), layout="constrained")
+    axis = figure.subplots()
+    picture = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axis.set_xticks(range(len(columns)), columns, rotation=45, ha="right")
+    axis.set_yticks(range(len(rows)), rows)
+    axis.set(xlabel="selected", ylabel="right")
+    for (row, column), count in np.ndenumerate(matrix):
+        if count:
+            color = "white" if shares[row, column] > 0.5 else "black"
+            axis.text(column, row, f"{count:.0f}", ha="center", va="center", color=color, fontsize=8)
+    figure.colorbar(picture, ax=axis, label="share of the right class")
+    return figure
+
+
+def confusion_charts(report: dict[str, Any]) -> dict[str, Figure]:
+    """By task, of those whose examples have the same choices, and not too many."""
+    parts = {task: part["classification"] for task, part in report["tasks"].items() if "classification" in part}
+    return {task: confusion_chart(part) for task, part in parts.items() if len(part["classes"]) <= SHOWN_CLASSES}
+
+
 def report_page(report: dict[str, Any], title: str, facts: Sequence[str] = (), tables: Sequence[Table] = ()) -> Page:
     """A report as a page: pictures, tables, and the most wrong selections to read.
 
@@ -93,6 +120,7 @@ def report_page(report: dict[str, Any], title: str, facts: Sequence[str] = (), t
         ("All ways to choose", methods_chart(report)),
         ("Quality against cost", candidates_chart(report)),
         ("Calibration", calibration(report["calibration"])),
+        *((f"What is taken for what: {task}", figure) for task, figure in confusion_charts(report).items()),
     ]
     samples = [
         {**row, "selected": _chosen(row["selected"]), "best": _chosen(row["best"])} for row in report["most_wrong"]

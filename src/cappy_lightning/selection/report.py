@@ -16,10 +16,10 @@ from cappy_lightning.page import Table, print_table
 from cappy_lightning.records import Pool, Selection
 from cappy_lightning.selection.analysis import calibration_bins, length_bias, most_wrong, quality_by_cost
 from cappy_lightning.selection.baselines import FUSED, ORACLE, RANDOM, check_names, method_values, rewards
+from cappy_lightning.selection.bootstrap import interval, percent_range, resample
+from cappy_lightning.selection.classes import class_report, class_tables, shared_classes
 
 Floats = NDArray[np.float64]
-
-RESAMPLES = 10_000
 
 
 def make_report(
@@ -59,6 +59,7 @@ def make_report(
     tasks: dict[str, Any] = {}
     means: dict[str, dict[str, float]] = {}
     resampled: dict[str, dict[str, Floats]] = {}
+    macro_draws: list[Floats] = []
     generator = np.random.default_rng(seed)
     for task, places in by_task.items():
         of_task = {name: [own[i] for i in places] for name, own in chosen.items()}
@@ -70,6 +71,12 @@ def make_report(
         resampled[task] = dict(zip(values, draws, strict=True))
         tasks[task] = {"n_examples": len(places), **_compare(means[task], resampled[task], scorer_name)}
         tasks[task]["by_candidates"] = quality_by_cost(of_task[scorer_name], own_gains, scorer_name)
+        own_pools = [pools[i] for i in places]
+        if classes := shared_classes(own_pools):
+            pairs = zip(own_pools, of_task[scorer_name], strict=True)
+            answers = [(pool.example.right_choice, selection.response) for pool, selection in pairs]
+            tasks[task]["classification"], macro = class_report(classes, answers, generator)
+            macro_draws.append(macro)
         if skipped:
             tasks[task]["skipped"] = skipped | tasks[task].get("skipped", {})
     common = [name for name in next(iter(means.values())) if all(name in m for m in means.values())]
@@ -87,6 +94,9 @@ def make_report(
         name: [float(np.mean(values)) for values in zip(*(curve[name] for curve in curves), strict=False)]
         for name in curves[0]
     }
+    if len(macro_draws) == len(tasks):
+        mean = float(np.mean([task["classification"]["macro_f1"]["mean"] for task in tasks.values()]))
+        overall["macro_f1"] = interval(mean, np.mean(macro_draws, axis=0))
     if lacking:
         overall["skipped"] = lacking | overall.get("skipped", {})
     flat_scores, flat_gains = (
@@ -101,18 +111,6 @@ def make_report(
         "length": length_bias(pools, selections, gains),
         "most_wrong": most_wrong(pools, selections, gains),
     }
-
-
-def resample(matrix: Floats, generator: np.random.Generator) -> Floats:
-    """Means over resampled examples, [methods, resamples], of values [methods, examples].
-
-    Memory grows with a chunk of the resamples only.
-    """
-    count, chunks = matrix.shape[1], 20
-    even = np.full(count, 1 / count)
-    return np.concatenate(
-        [matrix @ generator.multinomial(count, even, size=RESAMPLES // chunks).T / count for _ in range(chunks)], axis=1
-    )
 
 
 def best_baseline(means: dict[str, float], scorer_name: str) -> str:
@@ -150,12 +148,6 @@ def _standing(name: str, best: str, means: dict[str, float], draws: dict[str, Fl
         else:
             skipped[share] = f"the oracle is no better than {floor}"
     return result | ({"skipped": skipped} if skipped else {})
-
-
-def interval(value: float, draws: Floats) -> dict[str, float]:
-    """A value with its 95% percentile interval over resamples."""
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return {"mean": float(value), "low": float(low), "high": float(high)}
 
 
 def metric_title(report: dict[str, Any]) -> str:
@@ -196,9 +188,6 @@ def report_tables(report: dict[str, Any]) -> list[Table]:
         notes += [f"left out: {name} ({reason})" for name, reason in part.get("skipped", {}).items()]
         header = ["method", "mean", "interval", *(f"{name} is better by" for name in compared)]
         tables.append(Table(f"{title}: {unit} x 100 with 95% intervals", header, rows, "\n".join(notes)))
+        if "classification" in part:
+            tables += class_tables(title, part["classification"])
     return tables
-
-
-def percent_range(value: dict[str, float], sign: str = "", digits: int = 1) -> str:
-    """The ends of an interval, times 100."""
-    return f"{100 * value['low']:{sign}.{digits}f}, {100 * value['high']:{sign}.{digits}f}"

@@ -34,6 +34,9 @@ from cappy_lightning.sources.promptsource import (
 from cappy_lightning.sources.rows import Rows, file_rows, hub_rows
 from cappy_lightning.sources.table import FIELDS, Columns
 
+#: More labels than this are no classes.
+MOST_CLASSES = 1000
+
 
 @dataclass
 class SourceConfig:
@@ -53,7 +56,12 @@ class SourceConfig:
     template_names: list[str] = key([], "Use only these templates; empty: all")
     columns: dict[str, Any] = key({}, f"Column, or list of columns, of each field of {', '.join(FIELDS)}")
     task: str | None = key(None, "Task of the rows; null: the file's name")
-    choices: list[str] = key([], "Choices of all rows, where no column has them")
+    choices: list[str] = key(
+        [], "Choices of all rows, where no column has them; empty: every text that stands in the column of `label`"
+    )
+    template: str = key(
+        "{text}", "How the instruction shows its column: {text} stands for that, {choices} for the choices"
+    )
     score_range: list[float] = key([0.0, 1.0], "Lowest and highest value of the column `score`, mapped to [0, 1]")
     max_examples: int | None = key(
         None, "Most rows for each template, or of a source without templates, drawn by the seed; null: all"
@@ -203,6 +211,8 @@ class _Source:
             raise InputError(where, f"columns maps '{unknown[0]}', expected one of {', '.join(FIELDS)}")
         if len(config.score_range) != 2 or not config.score_range[0] < config.score_range[1]:
             raise InputError(where, f"score_range is {list(config.score_range)}, expected [lowest, highest]")
+        if "{text}" not in config.template:
+            raise InputError(where, f"template is {config.template!r}, expected '{{text}}' in it")
         if config.max_examples is not None and config.max_examples < 1:
             raise InputError(where, f"max_examples is {config.max_examples}, expected at least 1")
         if config.files:
@@ -212,6 +222,8 @@ class _Source:
         self._templates = self._find_templates()
         if self._templates and config.columns:
             raise InputError(where, "has both templates and columns, expected one of them")
+        if (self._templates or config.bigbench) and config.template != "{text}":
+            raise InputError(where, "has a template of its own beside those of the data set, expected one of them")
 
     def _find_templates(self) -> list[Template]:
         config = self._config
@@ -258,14 +270,40 @@ class _Source:
         config = self._config
         low, high = config.score_range
         task = self.dataset
-        columns = Columns(config.columns, task, self._split(), config.choices, (low, high))
+        label = config.columns.get("label", "label")
+        classes = self._classes(rows, label)
+        columns = Columns(config.columns, task, self._split(), classes or config.choices, config.template, (low, high))
         mask = self._mask(rows.count(), config.max_examples, task) if config.max_examples else None
         numbered = ((number, placed) for number, placed in enumerate(rows.read()) if mask is None or mask[number])
         for _, (where, row) in shard.of(numbered):
+            if classes and row.get(label) is not None:  # by its text, where a number could be taken for an index
+                row[label] = str(row[label])
             if "candidates" in row or SAMPLES in row:  # a pool already
                 yield pool_from_row(row, where, labelled=False, answered=False)
             else:
                 yield columns.pool(row, where)
+
+    def _classes(self, rows: Rows, label: Any) -> list[str]:
+        """The distinct labels of a table of labelled texts that names no choices; of other rows none."""
+        first = next((row for _, row in rows.read()), {})
+        answers = {"choices", "references", "responses", "candidates"}
+        answered = answers & set(first) or any(self._config.columns.get(name) for name in answers)
+        if self._config.choices or answered or label not in first:
+            return []
+        labels: set[str | int] = set()
+        for where, row in rows.read():
+            value = row.get(label)
+            if value in (None, ""):
+                continue
+            if isinstance(value, bool) or not isinstance(value, str | int):
+                raise InputError(where, f"has the label {value!r}, expected a text or a whole number"[:200])
+            labels.add(value)
+            if len(labels) > MOST_CLASSES:
+                raise InputError(where, f"is the {MOST_CLASSES + 1}th different label, expected at most {MOST_CLASSES}")
+        if all(isinstance(one, int) for one in labels):
+            self.notes.append(f"{self._where}: the labels are numbers; `choices` in a sources file can name them")
+            return [str(one) for one in sorted(labels, key=int)]
+        return sorted(map(str, labels))
 
     def _from_templates(self, rows: Rows, shard: Shard) -> Iterator[Pool]:
         first = next(rows.read(), None)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cappy_lightning.errors import InputError
+from cappy_lightning.instructions import fill_template
 from cappy_lightning.records import Pool, Split
 
 #: What columns can be mapped to; several columns can give the last three together.
@@ -16,7 +17,8 @@ _LISTS = FIELDS[-3:]
 class Columns:
     """How rows become pools.
 
-    A field that is not mapped is the column of its own name, if there is one; mapped to null it is none.
+    A field that is not mapped is the column of its own name, if there is one, `instruction` else the column `text`;
+    mapped to null it is none.
 
     Args:
         of: the column of a field, or of `references`, `choices` and `responses` a list of columns. Cells of
@@ -25,6 +27,7 @@ class Columns:
         split: the split of rows without a column for it.
         choices: the choices of all rows, where no column has them. `label` is the index or the text of the
             right one.
+        template: how the instruction shows its column (`fill_template`).
         score_range: the lowest and highest value of `score`, which is mapped to [0, 1] and belongs to the
             one response of the row.
     """
@@ -33,6 +36,7 @@ class Columns:
     task: str = "default"
     split: Split | None = None
     choices: Sequence[str] = ()
+    template: str = "{text}"
     score_range: tuple[float, float] = (0.0, 1.0)
 
     def pool(self, row: Mapping[str, Any], where: str) -> Pool:
@@ -55,6 +59,8 @@ class Columns:
             found["choices"] = list(self.choices)
         if "choices" in found:
             found["label"] = _label(found.get("label"), found["choices"], where)
+        if isinstance(text := found.get("instruction"), str):
+            found["instruction"] = fill_template(self.template, text, found.get("choices", ()))
         responses = found.pop("responses", [])
         score = self._score(found.pop("score", None), len(responses), where)
         if responses:
@@ -64,7 +70,8 @@ class Columns:
 
     def _columns(self, name: str, row: Mapping[str, Any], where: str) -> list[str]:
         if name not in self.of:
-            return [name] if name in row else []
+            own = "text" if name == "instruction" and name not in row else name
+            return [own] if own in row else []
         mapped = self.of[name] or ()
         columns = [mapped] if isinstance(mapped, str) else list(mapped)
         for column in columns:
