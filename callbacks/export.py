@@ -11,7 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from cappy_lightning.data.datamodule import CappyDataModule
 from cappy_lightning.errors import InputError
-from cappy_lightning.export import BF16_TOLERANCE, PROBE, TOLERANCE, export, rebuild
+from cappy_lightning.export import BF16_TOLERANCE, CARD, PROBE, TOLERANCE, export, rebuild
 from cappy_lightning.model_card import model_card
 from cappy_lightning.progress import say
 from cappy_lightning.scorer.module import CappyModule
@@ -60,8 +60,9 @@ class Export(pl.Callback):
             exact = all(parameter.dtype == torch.float32 for parameter in pl_module.parameters())
             with torch.random.fork_rng():  # a new head would take from the numbers of the dropout
                 scorer, settings = rebuild(self.config, weights)
+                tolerance = TOLERANCE if exact else BF16_TOLERANCE
                 card = model_card(self.kind, self.config, self.facts(trainer))
-                export(scorer, directory, self.kind, settings, card, expected, TOLERANCE if exact else BF16_TOLERANCE)
+                export(scorer, directory, self.kind, settings, {CARD: card}, expected, tolerance)
             say(f"exported and verified: {directory}")
         trainer.strategy.barrier("export")
 

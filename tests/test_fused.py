@@ -76,6 +76,14 @@ def test_the_command_selects_as_the_run_did(cappy: Run, fused_run: Path, tmp_pat
     assert cappy(*words).returncode == 0
 
 
+def test_what_is_exported_anew_keeps_the_fusion(cappy: Run, fused_run: Path, tmp_path: Path) -> None:
+    for source in (fused_run, fused_run / "adapter"):
+        out = tmp_path / source.name
+        done = cappy("export", source, "-o", out, "--as", "model")
+        assert done.returncode == 0, done.stderr
+        assert (out / "fusion.json").read_bytes() == (fused_run / "fusion.json").read_bytes()
+
+
 def test_a_scorer_without_a_fusion_is_refused(cappy: Run, lora_run: Path, tmp_path: Path) -> None:
     done = cappy("select", QUICKSTART_POOL, "--scorer", lora_run / "adapter", "-o", tmp_path / "x", "select.by=fused")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)

@@ -18,7 +18,11 @@ GIVEN = {
     "paper_bigbench.yaml": ["data.task=auto_categorization", "scorer.config.num_hidden_layers=2"],
     "adapt.yaml": ["scorer.config.num_hidden_layers=2"],
 }
-MISSING = {"adapt.yaml": ["data.pool=pool.jsonl"], "pretrain.yaml": ["data.instances=[shards]"]}
+MISSING = {
+    "adapt.yaml": ["data.pool=pool.jsonl"],
+    "classify.yaml": ["data.examples=rows.csv"],
+    "pretrain.yaml": ["data.instances=[shards]"],
+}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -15,11 +15,12 @@ from cappy_lightning.errors import InputError
 from cappy_lightning.files import atomic_path, write_text
 from cappy_lightning.model_card import checkpoint_facts, model_card
 from cappy_lightning.run_dir import CONFIG as RUN_CONFIG
-from cappy_lightning.scorer.adapter import add_adapter, save_adapter
+from cappy_lightning.scorer.adapter import add_adapter, find_adapter, save_adapter
 from cappy_lightning.scorer.cappy import Cappy, Floats, Pair
 from cappy_lightning.scorer.model import Scorer, build_scorer
 from cappy_lightning.scorer.onnx import OnnxScorer, write_onnx
 from cappy_lightning.scorer.saving import write_model
+from cappy_lightning.selection.fusion import FILE as FUSION
 
 #: Largest difference between a score in training and the same score from the loaded export, in fp32,
 TOLERANCE = 1e-5
@@ -83,7 +84,7 @@ def export(
     directory: Path,
     kind: str,
     settings: dict[str, Any],
-    card: str | None,
+    beside: Mapping[str, str],
     expected: Floats,
     tolerance: float,
 ) -> None:
@@ -94,7 +95,7 @@ def export(
         directory: what stands there stays until the new export is verified.
         kind: `adapter`, `model` (adapters merged) or `onnx`.
         settings: of the adapter.
-        card: the text of its README.md.
+        beside: texts to be put into it, by file name: its model card, and where there is one its fusion.
         expected: the scores of `PROBE`, [pairs].
         tolerance: the largest difference that is allowed.
 
@@ -112,8 +113,8 @@ def export(
         else:
             write_onnx(scorer, scratch)
             found = OnnxScorer(scratch).score(PROBE)
-        if card is not None:
-            write_text(scratch / CARD, card)
+        for name, text in beside.items():
+            write_text(scratch / name, text)
         difference = float(np.abs(found - expected).max())
         if not difference <= tolerance:
             raise RuntimeError(
@@ -185,7 +186,10 @@ def export_any(source: str, directory: Path, kind: str | None) -> str:
     kind = kind or ("adapter" if settings else "model")
     if kind == "adapter" and not settings:
         raise InputError(source, "cannot become an adapter, expected --as model or onnx")
-    card = model_card(kind, checkpoint[CONFIG], checkpoint_facts(checkpoint)) if checkpoint else None
+    beside = {CARD: model_card(kind, checkpoint[CONFIG], checkpoint_facts(checkpoint))} if checkpoint else {}
+    fusion = (find_adapter(source) or Path(source)) / FUSION
+    if fusion.is_file():
+        beside[FUSION] = fusion.read_text(encoding="utf-8")
     expected = Cappy(scorer).score(PROBE)
-    export(scorer, directory, kind, settings, card, expected, ONNX_TOLERANCE if kind == "onnx" else TOLERANCE)
+    export(scorer, directory, kind, settings, beside, expected, ONNX_TOLERANCE if kind == "onnx" else TOLERANCE)
     return kind

@@ -18,5 +18,5 @@ def run(words: list[str]) -> int:
     while True:
         with torch.no_grad():
             bias += 0.1
-        export(scorer, here, "adapter", settings, "a card", Cappy(scorer).score(PROBE), 1e-5)
+        export(scorer, here, "adapter", settings, {"README.md": "a card"}, Cappy(scorer).score(PROBE), 1e-5)
         print("written", flush=True)
