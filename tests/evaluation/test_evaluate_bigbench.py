@@ -131,3 +131,48 @@ def test_published_figures_are_of_the_papers_tasks() -> None:
     # the averages of the paper's Table 2 (released reproduction)
     for backbone, mean in (("flan-t5-small", 23.6543), ("flan-t5-xl", 33.2775), ("flan-t5-xxl", 37.1678)):
         assert 100 * sum(row[backbone] for row in published.values()) / 45 == pytest.approx(mean, abs=1e-3)
+
+
+def test_pool_files_of_the_reference_implementation_give_the_numbers_computed_by_hand(
+    cappy: Run, tmp_path: Path
+) -> None:
+    def row(number: int, references: list[str], beam: str, sampled: list[tuple[str, float, float]]) -> str:
+        samples = {
+            "beam_4": [{"response": beam, "log_likelihood_sum": -1.0, "log_likelihood_mean": -0.5}],
+            "sampling": [
+                {"response": text, "log_likelihood_sum": total, "log_likelihood_mean": mean}
+                for text, total, mean in sampled
+            ],
+        }
+        head = {"dataset": "tense", "example_idx": number, "instruction": f"Q{number}?", "references": references}
+        return json.dumps(head | {"flan_samples": samples}) + "\n"
+
+    # Rouge-L 1, 2/3 (1 of 1 and 1 of 2 tokens) and 0
+    one = row(0, ["red apple"], "red apple", [("red", -2.0, -2.0), ("green pear", -3.0, -1.5)])
+    # 1/2 to either reference (stems: cats is cat), 1, 1/2
+    two = row(1, ["two cats", "a dog"], "a cat", [("a dog", -4.0, -2.0), ("dog house", -2.0, -1.0)])
+    (tmp_path / "tense_train.jsonl").write_text(one + two)
+    (tmp_path / "tense_validation.jsonl").write_text(one + two)
+    recorded = f"data.pool=['{tmp_path}/${{data.task}}_train.jsonl', '{tmp_path}/${{data.task}}_validation.jsonl']"
+    out = tmp_path / "out"
+    done = cappy("evaluate", "bigbench", *SHORT_RUN, *TINY_SCORER, recorded, "--tasks", "tense", "-o", out)
+    assert done.returncode == 0, done.stderr
+    methods = json.loads((out / "report.json").read_text())["tasks"]["tense"]["methods"]
+    expected = {
+        "random": (5 / 9 + 2 / 3) / 2,
+        "beam_4": (1 + 1 / 2) / 2,
+        "sampling": (1 / 3 + 3 / 4) / 2,
+        "self_score_sum": (1 + 1 / 2) / 2,
+        "self_score_mean": (1 + 1 / 2) / 2,
+        "majority": (1 + 1 / 2) / 2,
+        # red apple and red are alike to 2/3, the first wins; a dog is to 1/2 like either other answer
+        "mbr": 1,
+        "shortest": (2 / 3 + 1 / 2) / 2,
+        "longest": (0 + 1 / 2) / 2,
+        "oracle": 1,
+    }
+    chosen = [json.loads(line) for line in (out / "tasks" / "tense" / "selections.jsonl").read_text().splitlines()]
+    assert [one["id"] for one in chosen] == ["validation:0", "validation:1"]
+    gains = ((1, 2 / 3, 0), (1 / 2, 1, 1 / 2))
+    expected["cappy"] = sum(own[one["index"]] for own, one in zip(gains, chosen, strict=True)) / 2
+    assert {name: value["mean"] for name, value in methods.items()} == pytest.approx(expected)
