@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -38,7 +39,14 @@ from cappy_lightning.run_dir import METRICS, SLURM, RunDir, rank
 from cappy_lightning.scorer.adapter import add_adapter
 from cappy_lightning.scorer.cappy import Cappy
 from cappy_lightning.scorer.metrics import validation_metrics
-from cappy_lightning.scorer.model import Scorer, build_scorer, checkpoint_activations, head_names, weights_hash
+from cappy_lightning.scorer.model import (
+    Scorer,
+    begin_at_mean,
+    build_scorer,
+    checkpoint_activations,
+    head_names,
+    weights_hash,
+)
 from cappy_lightning.scorer.module import CappyModule
 from cappy_lightning.selection.engine import select_by_logits
 from cappy_lightning.selection.fusion import FILE as FUSION
@@ -85,7 +93,7 @@ def _fit(config: Config, run: RunDir) -> int:
         manifests = [read_manifest(directory) for directory in (*data.train, *data.validation, *data.test)]
         verify(manifests, skip_errors=config.data.on_error == "skip")
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    scorer, told = _build(config, run.path)
+    scorer, told = _build(config, run.path, _mean_score(data.train))
     datamodule = CappyDataModule(
         data.train, data.validation, scorer.encoder, config.batch, config.data, seed=config.seed, test=data.test
     )
@@ -136,9 +144,23 @@ def _fuse(config: Config, run: Path, pools: Sequence[Pool]) -> int:
     return 0
 
 
-def _build(config: Config, run: Path) -> tuple[Scorer, dict[str, Any]]:
-    """The scorer with what is trained of it, and what checkpoints and the model card say about the run."""
+def _mean_score(directories: Sequence[str]) -> float:
+    """The mean score of instances, as exactly as the histograms of their manifests tell."""
+    counts = np.sum([read_manifest(directory).score_histogram for directory in directories], axis=0)
+    return float(counts @ np.linspace(0, 1, len(counts)) / counts.sum())
+
+
+def _build(config: Config, run: Path, mean: float) -> tuple[Scorer, dict[str, Any]]:
+    """The scorer with what is trained of it, and what checkpoints and the model card say about the run.
+
+    Args:
+        config: of the run.
+        run: its directory.
+        mean: of the scores that it is trained on.
+    """
     scorer = build_scorer(config.scorer)
+    if scorer.new_head:
+        begin_at_mean(scorer, mean)
     base = {"name": scorer.base, "revision": scorer.revision}
     told = dataclasses.asdict(config) | {"base": base, "activation": scorer.activation}
     told["parameters"] = sum(p.numel() for p in scorer.model.parameters())

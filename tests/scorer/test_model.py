@@ -13,7 +13,7 @@ from cappy_lightning import Cappy
 from cappy_lightning.config import FinetuneConfig, ScorerConfig
 from cappy_lightning.errors import InputError
 from cappy_lightning.scorer.adapter import add_adapter, save_adapter
-from cappy_lightning.scorer.model import build_scorer, depth, head_names, in_head, resolve_base
+from cappy_lightning.scorer.model import begin_at_mean, build_scorer, depth, head_names, in_head, resolve_base
 
 PAIRS = [("what is this " * n, "an answer " * (n % 3 + 1)) for n in range(1, 12)]
 
@@ -27,6 +27,22 @@ def test_the_head_is_every_parameter_outside_the_encoder(model_type: str) -> Non
     assert set(names) == head | encoder
     assert {name for name in head & encoder if ".pooler." not in name} == set()
     assert len(head) < len(names) / 2
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "identity"])
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_a_new_head_begins_at_the_mean_score(model_type: str, activation: str) -> None:
+    torch.manual_seed(0)
+    scorer = build_scorer(settings(model_type, activation=activation))
+    assert scorer.new_head
+    before = Cappy(scorer).logits(PAIRS)
+    begin_at_mean(scorer, 0.2)
+    after = Cappy(scorer).logits(PAIRS)
+    moved = np.log(0.25) if activation == "sigmoid" else 0.2
+    assert np.allclose(after - before, moved, atol=1e-5)  # the bias was 0
+    for extreme in (0.0, 1.0):
+        begin_at_mean(scorer, extreme)
+        assert np.isfinite(Cappy(scorer).logits(PAIRS)).all()
 
 
 @pytest.mark.parametrize("mode", ["lora", "head", "layers"])

@@ -67,6 +67,7 @@ class Manifest:
     location: str
     rows: int
     shards: tuple[ShardEntry, ...]
+    score_histogram: tuple[int, ...]
     made_by: dict[str, Any]
 
 
@@ -175,6 +176,7 @@ def read_manifest(location: str | Path, *, empty: bool = False) -> Manifest:
         version, rows = content["schema_version"], content["rows"]
         if version == SCHEMA_VERSION:
             shards = tuple(_entry(shard) for shard in content["shards"])
+            histogram = tuple(map(int, content["score_histogram"]))
             if not all(sum(shard.row_groups) == shard.rows for shard in shards):
                 raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -187,7 +189,7 @@ def read_manifest(location: str | Path, *, empty: bool = False) -> Manifest:
         raise InputError(path, f"counts {rows} rows, but its shards hold {sum(shard.rows for shard in shards)}")
     if not rows and not empty:
         raise InputError(path, "counts no rows, expected at least one instance")
-    return Manifest(str(location), rows, shards, dict(content.get("made_by") or {}))
+    return Manifest(str(location), rows, shards, histogram, dict(content.get("made_by") or {}))
 
 
 def _entry(shard: dict[str, Any]) -> ShardEntry:

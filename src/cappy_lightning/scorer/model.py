@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import json
 import logging
+import math
 import re
 import warnings
 from collections.abc import Iterator
@@ -83,6 +84,7 @@ class Scorer:
         activation: logit to score: `sigmoid`, or `identity` for linear regressors.
         base: name by which the base was asked for.
         revision: its commit on the hub, if it came from there.
+        new_head: whether the head is untrained.
     """
 
     model: nn.Module
@@ -91,6 +93,7 @@ class Scorer:
     activation: Activation
     base: str
     revision: str | None
+    new_head: bool = False
 
     @property
     def config(self) -> Any:
@@ -232,7 +235,25 @@ def build_scorer(config: ScorerConfig, *, new_head: bool = True) -> Scorer:
     said = {"activation": config.activation} if config.activation else stored
     activation = _activation_of(config.base, hf_config, said, bool(fresh))
     revision = getattr(hf_config, "_commit_hash", None) or config.revision  # the commit, where it came from a hub
-    return Scorer(model, tokenizer, encoder, activation, config.base, revision)
+    return Scorer(model, tokenizer, encoder, activation, config.base, revision, bool(fresh))
+
+
+def begin_at_mean(scorer: Scorer, mean: float) -> None:
+    """Let a new head begin with the mean score for every pair.
+
+    Else the first steps all push the same way, to that mean, through the whole encoder; with few examples some seeds
+    then learn nothing more.
+
+    Args:
+        scorer: with a new head, before the training.
+        mean: of the scores in the training data, in [0, 1].
+    """
+    mean = min(max(mean, 0.01), 0.99)
+    heads = head_names(scorer.config.model_type)
+    outputs = [m for name, m in scorer.model.named_modules() if in_head(name, heads) and isinstance(m, nn.Linear)]
+    bias = outputs[-1].bias
+    if bias is not None:
+        nn.init.constant_(bias, math.log(mean / (1 - mean)) if scorer.activation == "sigmoid" else mean)
 
 
 def base_config(config: ScorerConfig) -> Any:
