@@ -1,0 +1,138 @@
+"""Adaptation from the small pretrained scorer and from the bare encoder, by the number of training examples.
+
+    python benchmarks/record_pools.py runs/pools
+    python benchmarks/learning_curve.py runs/pools runs/pretrain_small/model runs/learning_curve
+
+Held-out BIG-bench tasks that the pretraining (conf/pretrain_small.yaml) has not seen; 10, 50 and 200 training
+examples, seed 1, and zero-shot, where the bare encoder has an untrained head. Each adaptation is a run of its own;
+what is finished is not done again. Writes `results.json` and `learning_curve.png` into the last folder and prints a table.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from cappy_lightning.config import ScorerConfig
+from cappy_lightning.config_loading import load_config
+from cappy_lightning.files import read_jsonl, write_json
+from cappy_lightning.labeling.measures import open_measure
+from cappy_lightning.labeling.rouge import RougeL
+from cappy_lightning.page import write_picture
+from cappy_lightning.progress import say
+from cappy_lightning.records import Pool, Selection
+from cappy_lightning.scorer.cappy import Cappy
+from cappy_lightning.scorer.model import build_scorer
+from cappy_lightning.selection.baselines import ORACLE, RANDOM, method_values, rewards
+from cappy_lightning.selection.bootstrap import interval, resample
+from cappy_lightning.selection.engine import select_from_pools
+from cappy_lightning.sources.jsonl import read_labelled_pools
+from cappy_lightning.training import SELECTIONS, finish
+
+Floats = NDArray[np.float64]
+
+#: Of the held-out tasks with 200 training examples, in alphabetical order, every second.
+TASKS = ("auto_categorization", "language_games", "object_counting", "tense", "word_unscrambling")
+#: Passes over the data by the number of examples: fewer examples are read more often.
+EPOCHS = {10: 16, 50: 8, 200: 4}
+SEED = 1
+
+
+def adapt(pool: Path, task: str, base: str, count: int, out: Path) -> list[Selection]:
+    """What the scorer selects after adaptation with so many examples."""
+    words = [f"data.pool={pool}", f"data.task={task}", f"data.max_train={count}", "data.max_validation=null"]
+    words += [f"scorer.base={base}", f"trainer.epochs={EPOCHS[count]}", "trainer.validations=1", f"seed={SEED}"]
+    config = load_config(["conf/bigbench.yaml", *words, f"run_dir={out}"])
+    if code := finish(config):
+        sys.exit(code)
+    pools = held_out(pool)
+    rows = list(read_jsonl(out / SELECTIONS))
+    return [Selection.from_row(row, one, where) for (where, row), one in zip(rows, pools, strict=True)]
+
+
+def zero_shot(pool: Path, base: str) -> list[Selection]:
+    """What the scorer selects as it is."""
+    torch.manual_seed(SEED)
+    scorer = Cappy(build_scorer(ScorerConfig(base=base)))
+    return list(select_from_pools(scorer, held_out(pool)))
+
+
+def held_out(pool: Path) -> list[Pool]:
+    """The validation pools of a file."""
+    return [one for one in read_labelled_pools([pool]) if one.example.split == "validation"]
+
+
+def averages(values: dict[str, list[Floats]]) -> dict[str, Any]:
+    """Means over tasks with intervals of a paired bootstrap, for every method, [tasks][examples] each."""
+    generator = np.random.default_rng(0)
+    names = list(values)
+    draws = np.mean([resample(np.array(own), generator) for own in zip(*values.values(), strict=True)], axis=0)
+    means = {name: float(np.mean([own.mean() for own in values[name]])) for name in names}
+    found: dict[str, Any] = {name: interval(means[name], draws[row]) for row, name in enumerate(names)}
+    for count in (0, *EPOCHS):
+        ours, theirs = names.index(f"pretrained {count}"), names.index(f"bare {count}")
+        gain = means[names[ours]] - means[names[theirs]]
+        found[f"pretrained is better at {count}"] = interval(gain, draws[ours] - draws[theirs])
+    return found
+
+
+def chart(found: dict[str, Any], best: str) -> Figure:
+    """Both curves with their intervals, between random and oracle."""
+    counts = (0, *EPOCHS)
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axis = figure.subplots()
+    for start, color in (("pretrained", "tab:blue"), ("bare", "tab:orange")):
+        own = [found[f"{start} {count}"] for count in counts]
+        means = np.array([100 * one["mean"] for one in own])
+        ends = np.array([[100 * one[end] for one in own] for end in ("low", "high")])
+        axis.errorbar(
+            range(len(counts)), means, yerr=np.abs(ends - means), fmt="o-", capsize=3, color=color, label=start
+        )
+    for name, style in ((RANDOM, ":"), (best, "--"), (ORACLE, "-.")):
+        axis.axhline(100 * found[name]["mean"], color="0.5", linestyle=style, label=name)
+    axis.set_xticks(range(len(counts)), ["zero-shot", *map(str, EPOCHS)])
+    axis.set(xlabel="training examples", ylabel="Rouge-L x 100", title=f"Mean over {len(TASKS)} held-out tasks")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False)
+    return figure
+
+
+def main(folder: str, pretrained: str, results: str) -> None:
+    """Everything that is not done yet, then the results."""
+    out, rouge, measure = Path(results), RougeL("paper"), open_measure("rouge_l", "paper")
+    values: dict[str, list[Floats]] = {}
+    for task in TASKS:
+        pool = Path(folder) / f"{task}.jsonl"
+        gains = rewards(held_out(pool), measure)
+        chosen: dict[str, list[Selection]] = {}
+        for start, base in (("pretrained", pretrained), ("bare", "embedded")):
+            chosen[f"{start} 0"] = zero_shot(pool, base)
+            for count in EPOCHS:
+                say(f"{task}: {count} examples, {start}")
+                chosen[f"{start} {count}"] = adapt(pool, task, base, count, out / start / str(count) / task)
+        own, _ = method_values(held_out(pool), gains, chosen, rouge)
+        for name, row in own.items():
+            values.setdefault(name, []).append(np.array(row))
+    found = averages(values)
+    known = {name: value for name, value in found.items() if " " not in name and name != ORACLE}
+    best = max(known, key=lambda name: known[name]["mean"])
+    by_task = {name: [float(own.mean()) for own in rows] for name, rows in values.items()}
+    write_json(out / "results.json", {"tasks": TASKS, "by_task": by_task, "average": found, "best_baseline": best})
+    write_picture(chart(found, best), out / "learning_curve.png")
+    print("| training examples | bare encoder | pretrained | pretrained is better by |\n|---|---|---|---|")
+    for count in (0, *EPOCHS):
+        gain = found[f"pretrained is better at {count}"]
+        cells = [f"{100 * found[f'{start} {count}']['mean']:.1f}" for start in ("bare", "pretrained")]
+        told = f"{100 * gain['mean']:+.1f} [{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}]"
+        print(f"| {count} | {' | '.join(cells)} | {told} |")
+    for name in (RANDOM, "greedy", best, ORACLE):
+        print(f"{name}: {100 * found[name]['mean']:.1f}")
+    say(f"results: {out / 'results.json'}, {out / 'learning_curve.png'}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

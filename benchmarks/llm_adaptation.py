@@ -1,0 +1,142 @@
+"""The scorer together with other ways to adapt an LLM to a task, and what each costs.
+
+    python benchmarks/llm_adaptation.py runs/llm_adaptation
+
+For three BIG-bench tasks (150 training examples, at most 75 held-out ones) and the embedded LLM: prompts without
+examples, prompts with three, and the LLM finetuned by LoRA on the same training examples; each without the scorer,
+which is the LLM's greedy answer, and with it. The scorer is adapted to the candidates of the prompts; to those of the
+finetuned LLM the scorer for prompts with examples is applied, because a finetuned LLM answers the examples that it has
+seen too well to learn from. Then the cost of adapting the scorer and that of adapting the LLM, each in a process of
+its own.
+
+What is finished is not done again. The results are written to `results.json` in the folder and printed as Markdown.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from cappy_lightning.backbones.generate import record_pools
+from cappy_lightning.config_loading import load_config
+from cappy_lightning.files import to_line, write_json, write_text
+from cappy_lightning.preparation import prepare
+from cappy_lightning.progress import say
+from cappy_lightning.scorer.cappy import Cappy
+from cappy_lightning.selection.engine import select_from_pools
+from cappy_lightning.selection.report import make_report
+from cappy_lightning.sources.jsonl import read_labelled_pools
+from cappy_lightning.training import finish
+
+#: Of different kinds, fixed before the first result: naming a category, counting, rewriting.
+TASKS = ("auto_categorization", "object_counting", "tense")
+RECIPE = ("conf/bigbench.yaml", "data.max_train=150", "data.max_validation=75", "seed=1")
+SHOTS = {"no examples": 0, "three examples": 3}
+FINETUNED = "finetuned by LoRA"
+
+CHILD = """
+import json, resource, sys
+from cappy_lightning.cli import main
+code = main(sys.argv[1:])
+print(json.dumps({"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}))
+sys.exit(code)
+"""
+
+
+def run(*command: object) -> dict[str, Any]:
+    """Run a child of this Python; its last line, JSON, with the seconds that the whole process took."""
+    begin = time.perf_counter()
+    done = subprocess.run([sys.executable, *map(str, command)], stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1]) | {"process_seconds": time.perf_counter() - begin}
+
+
+def prompted(task: str, folder: Path) -> dict[str, Any]:
+    """The reports of both prompts; leaves the pools of the one with examples in `pool.jsonl`."""
+    reports = {}
+    for name, shots in SHOTS.items():
+        words = (*RECIPE, f"data.task={task}", f"backbone.shots={shots}", f"run_dir={folder / name.replace(' ', '_')}")
+        config = load_config(words)
+        if code := finish(config):
+            sys.exit(code)
+        reports[name] = json.loads(Path(config.run_dir, "report.json").read_text(encoding="utf-8"))
+    prepared = prepare(config, Path(config.run_dir) / "instances")
+    pools = prepared.train_pools + prepared.validation_pools
+    write_text(folder / "pool.jsonl", "".join(to_line(pool.to_row()) for pool in pools))
+    return reports
+
+
+def finetuned(folder: Path) -> dict[str, Any]:
+    """The report on the candidates of the finetuned LLM, by the scorer for prompts with examples."""
+    pool, llm = folder / "finetuned.jsonl", folder / "llm"
+    if not pool.exists():
+        if not llm.exists():
+            say(f"finetuning the LLM: {llm}")
+            write_json(folder / "llm.json", run("benchmarks/finetune_llm.py", folder / "pool.jsonl", llm))
+        held = [
+            one.example for one in read_labelled_pools([folder / "pool.jsonl"]) if one.example.split == "validation"
+        ]
+        words = ("backbone.kind=transformers", f"backbone.model={llm}", "backbone.shots=0", "backbone.batch_size=25")
+        config = load_config([*RECIPE, "data.pool=-", *words])
+        record_pools(lambda: held, config.backbone, pool)
+    pools = read_labelled_pools([pool])
+    scorer = Cappy.from_pretrained(folder / "three_examples" / "model")
+    return make_report(pools, list(select_from_pools(scorer, pools)))
+
+
+def costs(pool: Path, folder: Path) -> dict[str, dict[str, Any]]:
+    """Adapting the scorer and adapting the LLM, on the same training examples."""
+    found = {}
+    for mode in ("lora", "full"):
+        path = folder / f"scorer-{mode}.json"
+        if not path.exists():
+            say(f"cost: {path.stem}")
+            out = folder / f"scorer-{mode}"
+            words = (*RECIPE, f"data.pool={pool}", f"finetune.mode={mode}", "trainer.validations=1", f"run_dir={out}")
+            cost = run("-c", CHILD, "train", *words)
+            metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+            write_json(path, cost | {"trained": int(metrics["parameters_trained"])})
+        found[f"scorer, {mode}"] = json.loads(path.read_text(encoding="utf-8"))
+    for mode in ("lora", "full"):
+        path = folder / f"llm-{mode}.json"
+        if not path.exists():
+            say(f"cost: {path.stem}")
+            write_json(path, run("benchmarks/finetune_llm.py", pool, folder / f"llm-{mode}", "--mode", mode))
+        found[f"LLM, {mode}"] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def show(results: dict[str, Any]) -> None:
+    """Both tables as Markdown."""
+    print("| task | LLM | random | greedy | best baseline | Cappy | than greedy by | oracle |")
+    print("|---|---|---|---|---|---|---|---|")
+    for task, ways in results["tasks"].items():
+        for name, part in ways.items():
+            methods, best = part["methods"], part["best_baseline"]
+            mean = {method: f"{100 * value['mean']:.1f}" for method, value in methods.items()}
+            gain = part["differences"]["greedy"]
+            told = f"{100 * gain['mean']:+.1f} [{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}]"
+            cells = [task, name, mean["random"], mean["greedy"], f"{mean[best]} {best}", mean["cappy"], told]
+            print(f"| {' | '.join(cells)} | {mean['oracle']} |")
+    print("\n| adapted | parameters trained | peak memory, MiB | whole process, s |\n|---|---|---|---|")
+    for name, cost in results["costs"].items():
+        print(f"| {name} | {cost['trained']:,} | {cost['peak_mib']:,} | {cost['process_seconds']:.0f} |")
+
+
+def main(folder: str) -> None:
+    """Everything that is not done yet."""
+    out = Path(folder)
+    results: dict[str, Any] = {"tasks": {}}
+    for task in TASKS:
+        say(f"task: {task}")
+        reports = prompted(task, out / task)
+        reports[FINETUNED] = finetuned(out / task)
+        results["tasks"][task] = {name: report["tasks"][task] for name, report in reports.items()}
+    results["costs"] = costs(out / TASKS[0] / "pool.jsonl", out / "costs")
+    write_json(out / "results.json", results)
+    show(results)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
