@@ -5,7 +5,8 @@
 
 Held-out BIG-bench tasks that the pretraining (conf/pretrain_small.yaml) has not seen; 10, 50 and 200 training
 examples, seed 1, and zero-shot, where the bare encoder has an untrained head. Each adaptation is a run of its own;
-what is finished is not done again. Writes `results.json` and `learning_curve.png` into the last folder and prints a table.
+what is finished is not done again. Writes `results.json` and `learning_curve.png` into the last folder and prints a
+table.
 """
 
 import sys

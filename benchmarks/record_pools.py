@@ -2,10 +2,11 @@
 
     python benchmarks/record_pools.py runs/pools
 
-The tasks were fixed by a rule before any result: the generation tasks of the paper with at least 75 examples, of whose
-instructions nine in ten have less than 700 characters, and of whose references nine in ten are ASCII and as many have a
-word of three letters. That makes twelve. Writes `runs/pools/TASK.jsonl`: 200 training and 75 validation examples of each task, as far as there are so many, with
-the candidates that conf/bigbench.yaml asks for. What is recorded is not recorded again.
+The tasks were fixed by a rule before any result: the generation tasks of the paper with at least 75 examples, of
+whose instructions nine in ten have less than 700 characters, and of whose references nine in ten are ASCII and as
+many have a word of three letters. That makes twelve. Writes `runs/pools/TASK.jsonl`: 200 training and 75 validation
+examples of each task, as far as there are so many, with the candidates that conf/bigbench.yaml asks for. What is
+recorded is not recorded again.
 """
 
 import sys
@@ -16,7 +17,6 @@ from cappy_lightning.config_loading import load_config
 from cappy_lightning.files import to_line, write_text
 from cappy_lightning.preparation import prepare
 from cappy_lightning.progress import say
-
 
 TASKS = (
     "auto_categorization",
