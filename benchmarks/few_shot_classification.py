@@ -1,0 +1,91 @@
+"""Classification without an LLM: the bare encoder, the small pretrained scorer, and both finetuned on 32 rows a class.
+
+    python benchmarks/few_shot_classification.py ROWS TEMPLATES runs/pretrain_small/model runs/few_shot [NAME ...]
+
+ROWS is a folder with NAME.jsonl, TEMPLATES PromptSource's folder of templates, NAME ag_news, rotten_tomatoes and trec
+unless it is said. Rows are drawn by seed 0: 32 of each class for training, 20 to be looked at meanwhile, 300 to test
+on; every template that gives choices counts. What is finished is not done again. Prints a table and writes
+`results.json`.
+"""
+
+import json
+import random
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cappy_lightning.config import ScorerConfig
+from cappy_lightning.config_loading import load_config
+from cappy_lightning.evaluation.promptsource import evaluate_promptsource
+from cappy_lightning.files import read_jsonl, to_line, write_json, write_text
+from cappy_lightning.progress import say
+from cappy_lightning.scorer.cappy import Cappy
+from cappy_lightning.scorer.model import build_scorer
+from cappy_lightning.training import finish
+
+NAMES = ("ag_news", "rotten_tomatoes", "trec")
+A_CLASS, LOOKED_AT, TESTED = 32, 20, 300
+
+
+def draw(rows: list[dict[str, Any]], out: Path, templates: Path) -> None:
+    """Write the rows of each part, and the sources files that name them with their templates."""
+    label = next(name for name in rows[0] if name.endswith("label"))
+    random.Random(0).shuffle(rows)
+    by_class: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+    rest: list[dict[str, Any]] = []
+    for row in rows:
+        own = by_class[row[label]]
+        (own if len(own) < A_CLASS else rest).append(row)
+    train = [row for own in by_class.values() for row in own]
+    parts = {"train": train, "validation": rest[:LOOKED_AT], "test": rest[LOOKED_AT : LOOKED_AT + TESTED]}
+    for part, own in parts.items():
+        write_text(out / f"{part}.jsonl", "".join(map(to_line, own)))
+    for name, of in (("adapt", ("train", "validation")), ("test", ("test",))):
+        lines = [f"  - {{files: [{out / part}.jsonl], templates: {templates}, split: {part}}}\n" for part in of]
+        write_text(out / f"{name}.yaml", f"sources:\n{''.join(lines)}")
+
+
+def scorers(out: Path, pretrained: str) -> dict[str, str]:
+    """All of them by name; trains those that are not there yet."""
+    bare = out.parent / "bare"
+    if not bare.exists():  # with the head that a training would begin with
+        torch.manual_seed(0)
+        Cappy(build_scorer(ScorerConfig())).save_pretrained(bare)
+    found = {"bare, zero-shot": str(bare), "pretrained, zero-shot": pretrained}
+    for name, base in (("bare", "embedded"), ("pretrained", pretrained)):
+        run = out / name
+        words = (f"data.examples={out / 'adapt.yaml'}", f"scorer.base={base}", "seed=1", f"run_dir={run}")
+        if code := finish(load_config(["conf/classify.yaml", *words])):
+            sys.exit(code)
+        found[f"{name}, finetuned"] = str(run / "model")
+    return found
+
+
+def main(folder: str, templates: str, pretrained: str, results: str, *names: str) -> None:
+    """Everything that is not done yet, then the table."""
+    report: dict[str, dict[str, Any]] = {}
+    for name in names or NAMES:
+        out = Path(results) / name
+        if not (out / "test.yaml").exists():
+            draw([row for _, row in read_jsonl(Path(folder) / f"{name}.jsonl")], out, Path(templates) / name)
+        report[name] = {}
+        for kind, scorer in scorers(out, pretrained).items():
+            say(f"{name}: {kind}")
+            place = out / kind.replace(", ", "_")
+            evaluate_promptsource([str(out / "test.yaml")], scorer, None, None, place, as_json=False)
+            (own,) = json.loads((place / "report.json").read_text(encoding="utf-8"))["datasets"].values()
+            report[name][kind] = own
+    write_json(Path(results) / "results.json", report)
+    kinds = list(next(iter(report.values())))
+    print(f"| data set | random | {' | '.join(kinds)} |\n|---|---|{'---|' * len(kinds)}")
+    for name, own in report.items():
+        accuracies = [own[kind]["accuracy"] for kind in kinds]
+        shown = [f"{100 * a['mean']:.1f} [{100 * a['low']:.1f}, {100 * a['high']:.1f}]" for a in accuracies]
+        print(f"| {name} | {100 * own[kinds[0]]['random']:.1f} | {' | '.join(shown)} |")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
