@@ -24,6 +24,7 @@ from cappy_lightning.files import read_jsonl, to_line, write_json, write_text
 from cappy_lightning.progress import say
 from cappy_lightning.scorer.cappy import Cappy
 from cappy_lightning.scorer.model import build_scorer
+from cappy_lightning.sources.spec import Sources
 from cappy_lightning.training import finish
 
 NAMES = ("ag_news", "rotten_tomatoes", "trec")
@@ -44,14 +45,19 @@ def draw(rows: list[dict[str, Any]], out: Path, templates: Path) -> None:
     for part, own in parts.items():
         write_text(out / f"{part}.jsonl", "".join(map(to_line, own)))
     for name, of in (("adapt", ("train", "validation")), ("test", ("test",))):
-        lines = [f"  - {{files: [{out / part}.jsonl], templates: {templates}, split: {part}}}\n" for part in of]
-        write_text(out / f"{name}.yaml", f"sources:\n{''.join(lines)}")
+        heads = [f"files: [{out / part}.jsonl], templates: {templates}, split: {part}" for part in of]
+        write_text(out / f"{name}.yaml", "sources:\n" + "".join(f"  - {{{head}}}\n" for head in heads))
+        # Open-ended templates are no classification.
+        closed = {pool.example.task for pool in Sources([str(out / f"{name}.yaml")]).pools() if pool.example.choices}
+        names = json.dumps(sorted(task.partition("/")[2] for task in closed))
+        lines = [f"  - {{{head}, template_names: {names}}}\n" for head in heads]
+        write_text(out / f"{name}.yaml", "sources:\n" + "".join(lines))
 
 
 def scorers(out: Path, pretrained: str) -> dict[str, str]:
     """All of them by name; trains those that are not there yet."""
     bare = out.parent / "bare"
-    if not bare.exists():  # with the head that a training would begin with
+    if not bare.exists():  # with an untrained head
         torch.manual_seed(0)
         Cappy(build_scorer(ScorerConfig())).save_pretrained(bare)
     found = {"bare, zero-shot": str(bare), "pretrained, zero-shot": pretrained}

@@ -20,19 +20,20 @@ from numpy.typing import NDArray
 
 from cappy_lightning.config import ScorerConfig
 from cappy_lightning.config_loading import load_config
-from cappy_lightning.files import read_jsonl, write_json
+from cappy_lightning.files import write_json
 from cappy_lightning.labeling.measures import open_measure
 from cappy_lightning.labeling.rouge import RougeL
 from cappy_lightning.page import write_picture
 from cappy_lightning.progress import say
 from cappy_lightning.records import Pool, Selection
+from cappy_lightning.run_dir import read_selections
 from cappy_lightning.scorer.cappy import Cappy
 from cappy_lightning.scorer.model import build_scorer
 from cappy_lightning.selection.baselines import ORACLE, RANDOM, method_values, rewards
 from cappy_lightning.selection.bootstrap import interval, resample
 from cappy_lightning.selection.engine import select_from_pools
 from cappy_lightning.sources.jsonl import read_labelled_pools
-from cappy_lightning.training import SELECTIONS, finish
+from cappy_lightning.training import finish
 
 Floats = NDArray[np.float64]
 
@@ -50,9 +51,7 @@ def adapt(pool: Path, task: str, base: str, count: int, out: Path) -> list[Selec
     config = load_config(["conf/bigbench.yaml", *words, f"run_dir={out}"])
     if code := finish(config):
         sys.exit(code)
-    pools = held_out(pool)
-    rows = list(read_jsonl(out / SELECTIONS))
-    return [Selection.from_row(row, one, where) for (where, row), one in zip(rows, pools, strict=True)]
+    return read_selections(out, held_out(pool))
 
 
 def zero_shot(pool: Path, base: str) -> list[Selection]:
@@ -70,8 +69,9 @@ def held_out(pool: Path) -> list[Pool]:
 def averages(values: dict[str, list[Floats]]) -> dict[str, Any]:
     """Means over tasks with intervals of a paired bootstrap, for every method, [tasks][examples] each."""
     generator = np.random.default_rng(0)
-    names = list(values)
-    draws = np.mean([resample(np.array(own), generator) for own in zip(*values.values(), strict=True)], axis=0)
+    names = [name for name in values if len(values[name]) == len(TASKS)]  # some cannot be had for every task
+    by_task = zip(*(values[name] for name in names), strict=True)
+    draws = np.mean([resample(np.array(own), generator) for own in by_task], axis=0)
     means = {name: float(np.mean([own.mean() for own in values[name]])) for name in names}
     found: dict[str, Any] = {name: interval(means[name], draws[row]) for row, name in enumerate(names)}
     for count in (0, *EPOCHS):
@@ -130,7 +130,7 @@ def main(folder: str, pretrained: str, results: str) -> None:
         cells = [f"{100 * found[f'{start} {count}']['mean']:.1f}" for start in ("bare", "pretrained")]
         told = f"{100 * gain['mean']:+.1f} [{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}]"
         print(f"| {count} | {' | '.join(cells)} | {told} |")
-    for name in (RANDOM, "greedy", best, ORACLE):
+    for name in (RANDOM, best, ORACLE):
         print(f"{name}: {100 * found[name]['mean']:.1f}")
     say(f"results: {out / 'results.json'}, {out / 'learning_curve.png'}")
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from cappy_lightning.backbones.generate import record_pools
 from cappy_lightning.config_loading import load_config
-from cappy_lightning.files import to_line, write_json, write_text
+from cappy_lightning.files import remove, to_line, write_json, write_text
 from cappy_lightning.preparation import prepare
 from cappy_lightning.progress import say
 from cappy_lightning.scorer.cappy import Cappy
@@ -71,7 +71,7 @@ def finetuned(folder: Path) -> dict[str, Any]:
     """The report on the candidates of the finetuned LLM, by the scorer for prompts with examples."""
     pool, llm = folder / "finetuned.jsonl", folder / "llm"
     if not pool.exists():
-        if not llm.exists():
+        if not (folder / "llm.json").exists():
             say(f"finetuning the LLM: {llm}")
             write_json(folder / "llm.json", run("benchmarks/finetune_llm.py", folder / "pool.jsonl", llm))
         held = [
@@ -93,6 +93,7 @@ def costs(pool: Path, folder: Path) -> dict[str, dict[str, Any]]:
         if not path.exists():
             say(f"cost: {path.stem}")
             out = folder / f"scorer-{mode}"
+            remove(out)  # what was interrupted would go on, and seem to take less
             words = (*RECIPE, f"data.pool={pool}", f"finetune.mode={mode}", "trainer.validations=1", f"run_dir={out}")
             cost = run("-c", CHILD, "train", *words)
             metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
@@ -115,9 +116,9 @@ def show(results: dict[str, Any]) -> None:
         for name, part in ways.items():
             methods, best = part["methods"], part["best_baseline"]
             mean = {method: f"{100 * value['mean']:.1f}" for method, value in methods.items()}
-            gain = part["differences"]["greedy"]
-            told = f"{100 * gain['mean']:+.1f} [{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}]"
-            cells = [task, name, mean["random"], mean["greedy"], f"{mean[best]} {best}", mean["cappy"], told]
+            gain = part["differences"].get("greedy")  # missing where the LLM gave an empty answer
+            told = f"{100 * gain['mean']:+.1f} [{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}]" if gain else ""
+            cells = [task, name, mean["random"], mean.get("greedy", ""), f"{mean[best]} {best}", mean["cappy"], told]
             print(f"| {' | '.join(cells)} | {mean['oracle']} |")
     print("\n| adapted | parameters trained | peak memory, MiB | whole process, s |\n|---|---|---|---|")
     for name, cost in results["costs"].items():

@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from cappy_lightning.checkpoints import checkpoint_name, checkpoint_step
 from cappy_lightning.files import remove
-from cappy_lightning.run_dir import SLURM
+from cappy_lightning.run_dir import job_folder
 from cappy_lightning.slurm.restarts import note_told
 
 
@@ -99,7 +99,7 @@ class RunCheckpoint(pl.Callback):
         stop = self._any_rank_asked(trainer)
         best = self.results.best_step == step
         if stop == signal.SIGUSR1 and trainer.is_global_zero:
-            note_told(self.directory.parent / SLURM)  # before any rank can have ended, for what follows from that
+            note_told(job_folder(self.directory.parent))  # before any rank can have ended, for what follows from that
         if stop or best or step % self.every == 0 or step >= self.total_steps:
             self._save(trainer, step)
         if stop:

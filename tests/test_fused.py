@@ -7,28 +7,31 @@ import pytest
 from conftest import QUICKSTART_POOL, SHORT_RUN, Run
 
 from cappy_lightning import training
+from cappy_lightning.files import remove
 
 
 @pytest.fixture(scope="module")
 def fused_run(cappy: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A short run that was stopped once when its folds were trained."""
+    """A short run that was stopped when its folds were trained, and again in the middle of their removal."""
     run_dir = tmp_path_factory.mktemp("runs") / "fused"
     words = ["train", *SHORT_RUN, "select.by=fused", f"run_dir={run_dir}"]
-    real = training.fuse_folds
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    training.fuse_folds = stop
-    try:
-        assert cappy(*words).returncode == 130
-    finally:
-        training.fuse_folds = real
-    ends = [(run_dir / "folds" / str(fold) / "metrics.json").stat().st_mtime_ns for fold in range(2)]
+    def stop_amid(path: Path) -> None:
+        remove(path / "0" / "adapter" if path.name == "folds" else path)
+        if path.name == "folds":
+            raise KeyboardInterrupt
+
+    for name, stopped in (("fuse_folds", stop), ("remove", stop_amid)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(training, name, stopped)
+            assert cappy(*words).returncode == 130
+        assert (run_dir / "folds" / "1" / "metrics.json").exists()
     done = cappy(*words)
     assert done.returncode == 0, done.stderr
-    assert "fold 1 of 2" not in done.stderr  # what was trained is not trained again
-    assert ends
+    assert "fold " not in done.stderr  # what was trained is not trained again
     return run_dir
 
 
@@ -89,6 +92,14 @@ def test_a_scorer_without_a_fusion_is_refused(cappy: Run, lora_run: Path, tmp_pa
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "adapter/fusion.json: is not there, expected what a training with select.by=fused leaves" in done.stderr
     assert not (tmp_path / "x").exists()
+
+
+def test_more_folds_than_examples_are_refused_before_the_training(cappy: Run, tmp_path: Path) -> None:
+    words = ["select.by=fused", "select.folds=13", f"run_dir={tmp_path / 'run'}"]
+    done = cappy("train", *SHORT_RUN, *words)
+    assert done.returncode == 2
+    assert "select.folds: is 13, expected at most the number of training examples, 12" in done.stderr
+    assert cappy("train", *SHORT_RUN, *words[::2]).returncode == 0
 
 
 def test_it_needs_pools(cappy: Run, tmp_path: Path) -> None:

@@ -179,9 +179,10 @@ def _select(options: argparse.Namespace) -> int:
     adapters = _adapters(options.adapter)
     cappy = Cappy.from_pretrained(options.scorer, adapters, activation=options.activation)
     fused = config.select.by == "fused"
-    pools, judging, fusing = tee(read_pools(options.input, labelled=False), 3)
+    pools, judging = tee(read_pools(options.input, labelled=False))
     own, chosen = tee(select_from_pools(cappy, pools))
     if fused:
+        judging, fusing = tee(judging)
         chosen = _open_fusion(options.scorer, adapters).select(fusing, chosen)
     judged, selections = [], []
     with _output(options.out) as stream:
@@ -225,13 +226,12 @@ def _report(
 
 
 def _open_fusion(scorer: str, adapters: str | dict[str, str] | None) -> "Fusion":
-    from cappy_lightning.scorer.adapter import find_adapter
-    from cappy_lightning.selection.fusion import FILE, Fusion
+    from cappy_lightning.selection.fusion import FILE, Fusion, find_fusion
 
     if isinstance(adapters, dict):
         raise InputError("select.by", "is fused beside several adapters, expected one")
     place = adapters or scorer
-    return Fusion.read((find_adapter(place) or Path(place)) / FILE)
+    return Fusion.read(find_fusion(place) or Path(place) / FILE)
 
 
 def _adapters(words: list[str] | None) -> str | dict[str, str] | None:

@@ -5,18 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from cappy_lightning.config import Config, SelectConfig
-from cappy_lightning.files import remove, to_line, write_text
+from cappy_lightning.files import to_line, write_text
 from cappy_lightning.labeling.measures import open_measure
 from cappy_lightning.progress import say
 from cappy_lightning.records import Pool
-from cappy_lightning.run_dir import rank
-from cappy_lightning.scorer.cappy import Cappy
+from cappy_lightning.run_dir import FOLDS, rank, read_selections
 from cappy_lightning.selection.baselines import rewards
-from cappy_lightning.selection.engine import select_from_pools
 from cappy_lightning.selection.fusion import Fusion, fit_fusion
-
-#: The folder of a run in which the folds are trained; it goes when the fusion is there.
-FOLDS = "folds"
 
 
 def fold_configs(config: Config, pools: Sequence[Pool]) -> list[Config]:
@@ -49,20 +44,17 @@ def _with_split(pools: Sequence[Pool], fold: int, count: int) -> list[Pool]:
 
 
 def fuse_folds(config: Config, pools: Sequence[Pool]) -> Fusion:
-    """Fit the fusion on the training pools, by the scorers that the folds have exported, and remove the folds."""
+    """Fit the fusion on the training pools, by what the scorers of the folds made of those that they had not seen."""
     folder, count = Path(config.run_dir) / FOLDS, config.select.folds
     say(f"fitting the fusion on {len(pools)} training examples")
     held: list[Pool] = []
     logits: list[Sequence[float]] = []
     for fold in range(count):
-        run = folder / str(fold)
-        cappy = Cappy.from_pretrained(run / ("model" if config.finetune.mode == "full" else "adapter"))
         own = [pool for pool in _with_split(pools, fold, count) if pool.example.split == "validation"]
         held += own
-        logits += [selection.logits for selection in select_from_pools(cappy, own)]
+        logits += [selection.logits for selection in read_selections(folder / str(fold), own)]
     gains = rewards(held, open_measure(config.label.score, config.label.tokenizer))
     fusion = fit_fusion(held, logits, gains, config.label.tokenizer)
     for combination in fusion.combinations:
         say(f"fusion of {', '.join(combination.weights)}: near to {combination.nearest}")
-    remove(folder)
     return fusion

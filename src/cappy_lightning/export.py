@@ -15,12 +15,13 @@ from cappy_lightning.errors import InputError
 from cappy_lightning.files import atomic_path, write_text
 from cappy_lightning.model_card import checkpoint_facts, model_card
 from cappy_lightning.run_dir import CONFIG as RUN_CONFIG
-from cappy_lightning.scorer.adapter import add_adapter, find_adapter, save_adapter
+from cappy_lightning.scorer.adapter import add_adapter, save_adapter
 from cappy_lightning.scorer.cappy import Cappy, Floats, Pair
 from cappy_lightning.scorer.model import Scorer, build_scorer
 from cappy_lightning.scorer.onnx import OnnxScorer, write_onnx
 from cappy_lightning.scorer.saving import write_model
 from cappy_lightning.selection.fusion import FILE as FUSION
+from cappy_lightning.selection.fusion import find_fusion
 
 #: Largest difference between a score in training and the same score from the loaded export, in fp32,
 TOLERANCE = 1e-5
@@ -187,8 +188,7 @@ def export_any(source: str, directory: Path, kind: str | None) -> str:
     if kind == "adapter" and not settings:
         raise InputError(source, "cannot become an adapter, expected --as model or onnx")
     beside = {CARD: model_card(kind, checkpoint[CONFIG], checkpoint_facts(checkpoint))} if checkpoint else {}
-    fusion = (find_adapter(source) or Path(source)) / FUSION
-    if fusion.is_file():
+    if fusion := find_fusion(source):
         beside[FUSION] = fusion.read_text(encoding="utf-8")
     expected = Cappy(scorer).score(PROBE)
     export(scorer, directory, kind, settings, beside, expected, ONNX_TOLERANCE if kind == "onnx" else TOLERANCE)

@@ -107,8 +107,10 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def open_locked(path: Path, where: Path, what: str) -> IO[str]:
+def open_locked(path: Path, where: Path, what: str, *, wait: bool = False) -> IO[str]:
     """Open a lock file that no other live process has open in this way, for work on `where`, a `what`.
+
+    With `wait` that is waited for.
 
     The lock is the operating system's (POSIX `lockf`): it goes with the process, however that ends, and
     processes forked from it do not hold it. It is also lost when the process opens and closes the same
@@ -122,7 +124,7 @@ def open_locked(path: Path, where: Path, what: str) -> IO[str]:
     except OSError as error:
         raise InputError(where, f"the {what} cannot be written ({error.strerror})") from None
     try:
-        fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError:
         stream.close()
         raise InputError(where, f"another process is at work on this {what}, expected one of its own") from None

@@ -13,8 +13,8 @@ def fill_template(template: str, text: str, choices: Sequence[str]) -> str:
     Raises:
         InputError: the template has no place for the text.
     """
-    before, place, after = template.partition("{text}")
-    if not place:
+    parts = template.split("{text}")
+    if len(parts) < 2:
         raise InputError("template", f"is {template!r}, expected '{{text}}' in it")
     listed = ", ".join(choices)
-    return before.replace("{choices}", listed) + text + after.replace("{choices}", listed)
+    return text.join(part.replace("{choices}", listed) for part in parts)

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import matplotlib
 import rich.table
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from rich.console import Console
 from rich.markup import escape
 
@@ -79,5 +81,9 @@ def write_picture(figure: Figure, path: Path) -> None:
 def _png(figure: Figure) -> bytes:
     FigureCanvasAgg(figure)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
+    # Names of tasks and classes are no formulas, whatever signs they have; labels of ticks come into being here.
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    with matplotlib.rc_context({"text.parse_math": False}):
+        figure.savefig(buffer, format="png", dpi=130)
     return buffer.getvalue()

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import time
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
@@ -14,11 +15,16 @@ from omegaconf import OmegaConf
 
 from cappy_lightning.config import Config
 from cappy_lightning.errors import InputError
-from cappy_lightning.files import make_dir, open_locked, remove, write_json, write_text
+from cappy_lightning.files import make_dir, open_locked, read_jsonl, remove, write_json, write_text
+from cappy_lightning.records import Pool, Selection
 
 CONFIG, VERSIONS, METRICS, LOCK = "config.yaml", "versions.json", "metrics.json", ".lock"
+#: What was selected from the validation pools, by `select.by`.
+SELECTIONS = "selections.jsonl"
 #: The folder for jobs.
 SLURM = "slurm"
+#: The folder in which the folds of a fusion are trained, each a run of its own; it goes when the fusion is there.
+FOLDS = "folds"
 
 #: Keys that change how a run is computed but not what: those of a run may change where it continues.
 _FREE = (
@@ -119,6 +125,23 @@ class RunDir:
         """
         while rank() and not (self.path / CONFIG).exists():
             time.sleep(POLL)
+
+
+def job_folder(run: Path) -> Path:
+    """Where a run's job notes how far it is: in the run directory, of a fold in that of the run it is for."""
+    return (run.parent.parent if run.parent.name == FOLDS else run) / SLURM
+
+
+def read_selections(run: Path, pools: Sequence[Pool]) -> list[Selection]:
+    """What a finished run has selected from its validation pools.
+
+    Raises:
+        InputError: the file is not there, or is not of these pools.
+    """
+    rows = list(read_jsonl(run / SELECTIONS))
+    if len(rows) != len(pools):
+        raise InputError(run / SELECTIONS, f"has {len(rows)} lines, expected {len(pools)}, one a pool")
+    return [Selection.from_row(row, pool, where) for (where, row), pool in zip(rows, pools, strict=True)]
 
 
 def check_run_dir(config: Config) -> None:

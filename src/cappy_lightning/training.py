@@ -35,7 +35,7 @@ from cappy_lightning.model_card import model_card
 from cappy_lightning.preparation import Prepared, prepare
 from cappy_lightning.progress import say
 from cappy_lightning.records import Pool
-from cappy_lightning.run_dir import METRICS, SLURM, RunDir, rank
+from cappy_lightning.run_dir import FOLDS, METRICS, SELECTIONS, RunDir, job_folder, rank
 from cappy_lightning.scorer.adapter import add_adapter
 from cappy_lightning.scorer.cappy import Cappy
 from cappy_lightning.scorer.metrics import validation_metrics
@@ -54,9 +54,6 @@ from cappy_lightning.selection.fusion import Fusion
 from cappy_lightning.selection.report import make_report, print_report
 from cappy_lightning.slurm.restarts import note_start
 from cappy_lightning.strategies import WholeCheckpoints, make_strategy
-
-#: What was selected from the validation pools, by `select.by`.
-SELECTIONS = "selections.jsonl"
 
 
 def train(config: Config, as_json: bool = False) -> int:
@@ -89,6 +86,11 @@ def _fit(config: Config, run: RunDir) -> int:
         check_hub_token()
     run.wait()
     data = prepare(config, run.path / "instances")
+    if config.select.by == "fused" and len(data.train_pools) < config.select.folds:
+        raise InputError(
+            "select.folds",
+            f"is {config.select.folds}, expected at most the number of training examples, {len(data.train_pools)}",
+        )
     if rank() == 0:
         manifests = [read_manifest(directory) for directory in (*data.train, *data.validation, *data.test)]
         verify(manifests, skip_errors=config.data.on_error == "skip")
@@ -105,7 +107,9 @@ def _fit(config: Config, run: RunDir) -> int:
     run.commit()
     latest = latest_checkpoint(run.path / CHECKPOINTS)
     if rank() == 0:
-        note_start(run.path / SLURM, (checkpoint_step(latest) if latest else None) or 0)
+        step = (checkpoint_step(latest) if latest else None) or 0
+        if step < steps or config.select.by == "scorer":  # else its folds are where the job goes on
+            note_start(job_folder(run.path), run.path.name, step)
         if latest:
             say(f"continuing from {latest}")
     module = CappyModule(scorer, config.optimizer, steps, told)
@@ -132,7 +136,7 @@ def _fit(config: Config, run: RunDir) -> int:
 
 def _fuse(config: Config, run: Path, pools: Sequence[Pool]) -> int:
     """Train the folds, each a run of its own, and write what is fitted on them; 0, or what stopped one."""
-    if not (run / FUSION).exists():
+    if not (run / FUSION).exists():  # the folds go after it is written, so a kill costs nothing
         for number, fold in enumerate(fold_configs(config, pools), start=1):
             own = RunDir(fold)
             if not own.finished:
@@ -141,6 +145,8 @@ def _fuse(config: Config, run: Path, pools: Sequence[Pool]) -> int:
                     return stopped_by
         if rank() == 0:
             fuse_folds(config, pools).write(run / FUSION)
+    if rank() == 0:
+        remove(run / FOLDS)
     return 0
 
 

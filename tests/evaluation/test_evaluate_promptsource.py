@@ -150,7 +150,13 @@ def test_what_is_finished_is_not_classified_again(
     assert names == ["mail one", "mail two", "mail two"]
     assert report_of(tmp_path / "out") == report_of(tmp_path / "whole")
     done = cappy(*words[:2], sources, "--scorer", "embedded", "-o", tmp_path / "out")
-    assert (done.returncode, "holds another evaluation" in done.stderr) == (2, True)
+    assert (done.returncode, "holds an evaluation of another source or scorer" in done.stderr) == (2, True)
+    with open(sources.with_name("two.jsonl"), "a", encoding="utf-8") as stream:
+        stream.write('{"mail": "Thanks a lot!", "label": 0}\n')
+    done = cappy(*words, tmp_path / "out")
+    assert (done.returncode, "or these have changed since" in done.stderr) == (2, True)
+    done = cappy(*words, lora_run)
+    assert (done.returncode, "holds other files, expected a new directory" in done.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,8 @@ def test_a_text_may_hold_the_templates_own_words(scorer: Cappy) -> None:
 def test_no_choices_and_templates_without_a_text_are_refused(scorer: Cappy) -> None:
     with pytest.raises(InputError, match="choices: are empty, expected at least one"):
         scorer.classify(TEXTS, [])
+    with pytest.raises(InputError, match="texts: are one text, expected a list of texts"):
+        scorer.classify("The kettle leaks.", CHOICES)
     with pytest.raises(InputError, match=r"template: is 'Which\?', expected '{text}' in it"):
         scorer.classify(TEXTS, CHOICES, template="Which?")
 

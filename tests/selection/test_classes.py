@@ -1,6 +1,7 @@
 """Classification in reports, against counts by hand and against torchmetrics."""
 
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from hand_pools import selected
 from rich.console import Console
 from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassF1Score
 
+from cappy_lightning.page import write_picture
 from cappy_lightning.records import Candidate, Example, Pool, Selection
 from cappy_lightning.selection.charts import confusion_charts
 from cappy_lightning.selection.classes import class_report, most_frequent_class, shared_classes
@@ -55,6 +57,12 @@ def test_many_random_selections_agree_with_torchmetrics() -> None:
     assert [own["f1"]["mean"] for own in found["by_class"].values()] == pytest.approx(f1)
     assert found["macro_f1"]["mean"] == pytest.approx(macro)
     assert found["confusion"] == matrix
+
+
+def test_a_rare_class_has_the_interval_of_the_resamples_that_have_it() -> None:
+    found = classified(*told([(0, 0)] * 97 + [(1, 1)] * 3))
+    assert found["by_class"]["dog"]["f1"] == {"mean": 1, "low": 1, "high": 1} == found["macro_f1"]
+    assert found["by_class"]["owl"]["f1"] is None
 
 
 def test_a_class_that_is_neither_right_nor_selected_anywhere_does_not_count() -> None:
@@ -108,9 +116,20 @@ def test_choices_in_another_order_are_the_same_classes() -> None:
     assert (found["classes"], found["confusion"]) == (list(CLASSES[::-1]), [[0, 0, 1], [0, 0, 0], [0, 0, 0]])
 
 
+def test_names_are_no_formulas(tmp_path: Path) -> None:
+    example = Example("pets", "1", "what?", choices=("$10^$", "costs $5_$"), label=0)
+    pool = Pool.of_example(example)
+    (figure,) = confusion_charts(make_report([pool], [selected(pool, 1)])).values()
+    write_picture(figure, tmp_path / "x.png")
+    assert (tmp_path / "x.png").stat().st_size > 1000
+
+
 def test_an_answer_that_is_no_class_has_a_column_of_its_own() -> None:
     example = Example("pets", "1", "what?", choices=CLASSES, label=0)
     pool = Pool(example, (Candidate("cat", "greedy"), Candidate("a cow", "greedy")))
     found = classified([pool, pool], [selected(pool, 0), selected(pool, 1)])
+    methods = make_report([pool, pool], [selected(pool, 0), selected(pool, 1)])["average"]["methods"]
+    assert {"greedy", "majority", "mbr"} <= methods.keys()
+    assert "most_frequent_class" not in methods  # it may be what no candidate says
     assert found["confusion"] == [[1, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]]
     assert found["macro_f1"]["mean"] == pytest.approx(2 / 3)

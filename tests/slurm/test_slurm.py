@@ -246,12 +246,12 @@ def test_a_job_that_gets_nowhere_is_given_up(
     (run / "slurm").mkdir(parents=True)
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     for _ in range(2):
-        note_start(run / "slurm", 0)
+        note_start(run / "slurm", "run", 0)
     done = run_cappy("train", *QUICK, *data, f"run_dir={run}")
     assert done.returncode == 2
     assert "was started 3 times in a row at step 0 and is given up" in done.stderr
     monkeypatch.setenv("SLURM_JOB_ID", "8")
-    note_start(run / "slurm", 0)  # another job may try again
+    note_start(run / "slurm", "run", 0)  # another job may try again
 
 
 def test_of_an_array_only_what_failed_is_made_again_and_all_parts_equal_a_single_run(

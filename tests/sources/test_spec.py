@@ -178,10 +178,22 @@ def test_labels_that_are_no_classes_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     path.write_text("".join(json.dumps({"text": "x", "label": f"l{n}"}) + "\n" for n in range(1001)))
     assert refusal(path) == f"{path}:1001: is the 1001th different label, expected at most 1000"
+    path.write_text('{"text": "x", "label": "a"}\n{"text": "y", "label": "a"}\n')
+    assert refusal(path) == f"{path}: has 1 different labels, expected at least two classes"
     path.write_text('{"text": "x", "label": 0.5}\n')
     assert refusal(path) == f"{path}:1: has the label 0.5, expected a text or a whole number"
-    path.write_text('{"text": "x", "label": "a"}\n{"text": "y", "label": ""}\n')
+    path.write_text('{"text": "x", "label": "a"}\n{"text": "y", "label": ""}\n{"text": "z", "label": "b"}\n')
     assert refusal(path).startswith(f"{path}:2: field 'label' is None")
+    for name, labels in (("train", "abc"), ("test", "ab")):
+        rows = "".join(f'{{"text": "x", "label": "{label}"}}\n' for label in labels)
+        (tmp_path / f"{name}.jsonl").write_text(rows)
+    both = [f"{{files: [{tmp_path}/{name}.jsonl], task: mail}}" for name in ("train", "test")]
+    assert "has other labels than a source before it of the task 'mail', expected `choices`" in refusal(
+        spec(tmp_path, *both)
+    )
+    assert len(pools(spec(tmp_path, f"{{files: [{tmp_path}/train.jsonl, {tmp_path}/test.jsonl]}}"))) == 5
+    path.write_text('{"task": "t", "instruction": "i", "choices": ["a", true], "label": 0}\n')
+    assert refusal(path).startswith(f"{path}:1: field 'choices[1]' is bool")
 
 
 def test_a_file_of_pools_stays_what_it_is(tmp_path: Path) -> None:
@@ -213,6 +225,7 @@ def test_a_file_of_pools_stays_what_it_is(tmp_path: Path) -> None:
         ("{bigbench: tense, split: train}", "names a split beside bigbench, whose tasks have their own"),
         ("{files: [x.csv], template: 'Which {choices}?'}", "template is 'Which {choices}?', expected '{text}' in it"),
         ("{bigbench: tense, template: '{text}?'}", "has a template of its own beside those of the data set"),
+        ("{files: [x.csv], columns: {label: [a, b]}}", "columns.label is a list, expected the name of one column"),
         ("{bigbench: ../etc}", "bigbench: is '../etc', expected the name of a BIG-bench task"),
     ],
 )

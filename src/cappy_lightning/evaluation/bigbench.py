@@ -22,13 +22,13 @@ from cappy_lightning.page import Table, print_table, write_page, write_picture
 from cappy_lightning.preparation import validation_pools
 from cappy_lightning.progress import say
 from cappy_lightning.records import Pool, Selection
-from cappy_lightning.run_dir import rank, versions
+from cappy_lightning.run_dir import rank, read_selections, versions
 from cappy_lightning.selection.baselines import FUSED, ORACLE, RANDOM
 from cappy_lightning.selection.charts import methods_chart, report_page
 from cappy_lightning.selection.report import make_report, metric_title, report_tables
-from cappy_lightning.sources.bigbench import GENERATION_TASKS, fetch
+from cappy_lightning.sources.bigbench import GENERATION_TASKS, cached_path, fetch
 from cappy_lightning.sources.spec import Shard
-from cappy_lightning.training import SELECTIONS, finish
+from cappy_lightning.training import finish
 
 PAGE, PICTURE = "report.html", "report.png"
 
@@ -59,6 +59,8 @@ def evaluate_bigbench(words: Sequence[str], tasks: Sequence[str], out: Path, sha
         try:
             stopped_by = finish(config)
         except InputError as error:  # the other tasks can do without it
+            if config.trainer.devices * config.trainer.nodes > 1:  # but other ranks wait for this one
+                raise
             say(f"{task}: {error}")
             failed.append(task)
             continue
@@ -78,6 +80,9 @@ def evaluate_bigbench(words: Sequence[str], tasks: Sequence[str], out: Path, sha
 
 def _fetched(tasks: Sequence[str], config: Config) -> list[str]:
     """The tasks that there are; a task that was named must be there."""
+    for task in tasks:
+        if not task.replace("_", "").isalnum():
+            raise InputError("--tasks", f"names '{task}', expected names of tasks, separated by commas")
     if len(set(tasks)) < len(tasks):
         raise InputError("--tasks", "names a task twice")
     if config.data.pool and not tasks:
@@ -85,6 +90,8 @@ def _fetched(tasks: Sequence[str], config: Config) -> list[str]:
     if tasks:
         if not config.data.pool:
             fetch(tasks)
+            if len({"references" in next(read_jsonl(cached_path(task)))[1] for task in tasks}) > 1:
+                raise InputError("--tasks", "names tasks with references and tasks with choices, expected one kind")
         return list(tasks)
     # The hub's alone; everything else lies in the archive, too.
     common = [task for task in GENERATION_TASKS if task != "tellmewhy"]
@@ -109,10 +116,7 @@ def _gather(configs: dict[str, Config]) -> dict[str, Any]:
     config = next(iter(configs.values()))
     for own in configs.values():
         held = validation_pools(own)
-        rows = list(read_jsonl(Path(own.run_dir) / SELECTIONS))
-        if len(rows) != len(held):
-            raise InputError(Path(own.run_dir) / SELECTIONS, f"has {len(rows)} lines, expected {len(held)}, one a pool")
-        chosen = [Selection.from_row(row, pool, where) for (where, row), pool in zip(rows, held, strict=True)]
+        chosen = read_selections(Path(own.run_dir), held)
         pools += held
         fused += chosen
         for one, pool in zip(chosen, held, strict=True):

@@ -5,11 +5,12 @@ Each data set's result lies in `OUT/datasets` as soon as it is there: what is fi
 
 import json
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -23,7 +24,7 @@ from cappy_lightning.progress import Ticker, say
 from cappy_lightning.records import Example, Pool
 from cappy_lightning.scorer.cappy import Cappy
 from cappy_lightning.selection.bootstrap import interval, percent_range, resample
-from cappy_lightning.selection.classes import class_report
+from cappy_lightning.selection.classes import macro_f1
 from cappy_lightning.selection.engine import select_from_pools
 from cappy_lightning.sources.spec import Sources
 
@@ -72,10 +73,11 @@ def evaluate_promptsource(
     Raises:
         InputError: what cannot be used; `out` is of another evaluation.
     """
-    datasets = open_datasets(source)
+    datasets, read = open_datasets(source)
     make_dir(out)
     with open_locked(out / ".lock", out, "evaluation"):
-        _claim(out, {"source": list(source), "scorer": scorer, "adapter": adapter})
+        made_by = {"source": list(source), "scorer": scorer, "adapter": adapter, "activation": activation}
+        _claim(out, made_by | {"stamps": _stamps([*source, scorer, *([adapter] if adapter else []), *read])})
         missing = [dataset for dataset in datasets if not _file(out, dataset).exists()]
         cappy = Cappy.from_pretrained(scorer, adapter, activation=activation) if missing else None
         for dataset in missing:
@@ -99,34 +101,46 @@ def evaluate_promptsource(
     console.print(f"results: {out / REPORT}, {out / PAGE}", soft_wrap=True)
 
 
-def open_datasets(source: Sequence[str]) -> list[Dataset]:
-    """The data sets of a test file or of sources.
+def open_datasets(source: Sequence[str]) -> tuple[list[Dataset], list[str]]:
+    """The data sets of a test file or of sources, and the local files and folders that they are read from.
 
     Raises:
         InputError: what cannot be read, or a data set that stands there twice.
     """
     first = next((row for _, row in read_jsonl(source[0])), {}) if source[0].endswith(".jsonl") else {}
     if "dataset_name" in first:
-        datasets = _of_test_file(source[0])
+        if len(source) > 1:
+            raise InputError(source[1], f"stands after {source[0]}, expected it only after a sources file (YAML)")
+        datasets, read = _of_test_file(source[0]), [source[0]]
     else:
-        datasets = [Dataset(one.dataset, one.split, one.pools, one.notes) for one in Sources(source).apart()]
+        sources = Sources(source)
+        datasets = [Dataset(one.dataset, one.split, one.pools, one.notes) for one in sources.apart()]
+        read = [
+            place
+            for one in sources.described()["sources"]
+            for place in (*one["files"], one["templates"], one["dataset"])
+            if place
+        ]
     keys = [dataset.key for dataset in datasets]
     for key in keys:
         if keys.count(key) > 1:
             raise InputError(source[0], f"names the data set '{key}' twice, expected another split or task")
-    return datasets
+    return datasets, read
 
 
 def _of_test_file(path: str) -> list[Dataset]:
     """The data sets of the reference implementation's test format: a line for each response."""
     found: dict[str, dict[tuple[str, str], list[tuple[str, str, int]]]] = defaultdict(lambda: defaultdict(list))
+    places: dict[tuple[str, str, str], str] = {}
     for where, row in read_jsonl(path):
         texts = [row.get(name) for name in ("dataset_name", "template_name", "instruction", "response")]
         if not all(isinstance(text, str) and text for text in texts) or row.get("label") not in (0, 1):
             names = "dataset_name, template_name, example_idx, instruction, response and label (0 or 1)"
             raise InputError(where, f"expected {names}")
         dataset, template, instruction, response = map(str, texts)
-        found[dataset][template, str(row.get("example_idx"))].append((instruction, response, int(row["label"])))
+        identity = str(row.get("example_idx"))
+        found[dataset][template, identity].append((instruction, response, int(row["label"])))
+        places.setdefault((dataset, template, identity), where)
 
     def pools(dataset: str) -> Iterator[Pool]:
         for (template, identity), rows in found[dataset].items():
@@ -136,22 +150,38 @@ def _of_test_file(path: str) -> list[Dataset]:
                     f"{path}: {dataset}, {template}, example {identity}",
                     "expected one instruction, and the label 1 for one response",
                 )
-            choices = tuple(response for _, response, _ in rows)
-            task = f"{dataset}/{template}"
-            yield Pool.of_example(Example(task, identity, rows[0][0], choices=choices, label=labels.index(1)))
+            example = {"task": f"{dataset}/{template}", "id": identity, "instruction": rows[0][0]}
+            choices = {"choices": [response for _, response, _ in rows], "label": labels.index(1)}
+            yield Pool.of_example(Example.from_row(example | choices, places[dataset, template, identity]))
 
     return [Dataset(name, None, lambda name=name: pools(name)) for name in found]  # type: ignore[misc]
 
 
 def _claim(out: Path, made_by: dict[str, Any]) -> None:
     path = out / MADE_BY
+    if not path.exists() and any(one.name != ".lock" for one in out.iterdir()):
+        raise InputError(out, "holds other files, expected a new directory or one of the same evaluation")
     if path.exists() and json.loads(path.read_text(encoding="utf-8")) != made_by:
-        raise InputError(out, "holds another evaluation, expected the same source and scorer, or a new directory")
+        raise InputError(
+            out,
+            "holds an evaluation of another source or scorer, or these have changed since, expected a new directory",
+        )
     write_json(path, made_by)
 
 
+def _stamps(places: Sequence[str]) -> dict[str, list[int]]:
+    """Size and time of the local files, and of those in local folders: whether something has changed."""
+    files = [
+        file
+        for place in map(Path, places)
+        for file in (sorted(place.iterdir()) if place.is_dir() else [place])
+        if file.is_file()
+    ]
+    return {str(file): [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
+
+
 def _file(out: Path, dataset: Dataset) -> Path:
-    return out / DATASETS / f"{dataset.key.replace('/', '--').replace(' ', '_')}.json"
+    return out / DATASETS / f"{quote(dataset.key, safe='')}.json"
 
 
 def classify(cappy: Cappy, dataset: Dataset) -> dict[str, Any]:
@@ -165,9 +195,10 @@ def classify(cappy: Cappy, dataset: Dataset) -> dict[str, Any]:
     Raises:
         InputError: there is no example with choices.
     """
-    #: By template the right and the selected choice, and the sets of choices that there are.
-    answers: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    choices: dict[str, set[frozenset[str]]] = defaultdict(set)
+    #: By template how often a choice was selected where one was right, and the choices, None where they differ.
+    answers: dict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
+    choices: dict[str, frozenset[str] | None] = {}
+    rights: Counter[str] = Counter()
     rows: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     random: dict[str, float] = defaultdict(float)
     open_ended = 0
@@ -180,8 +211,11 @@ def classify(cappy: Cappy, dataset: Dataset) -> dict[str, Any]:
                 example = pool.example
                 right = int(selection.response == example.right_choice)
                 template = example.task.removeprefix(f"{dataset.name}/")
-                answers[template].append((example.right_choice, selection.response))
-                choices[template].add(frozenset(example.choices))
+                if choices.setdefault(template, frozenset(example.choices)) != frozenset(example.choices):
+                    choices[template] = None
+                # Without classes there is nothing to tell apart.
+                answers[template][(example.right_choice, selection.response) if choices[template] else ("", "")] += 1
+                rights[template] += right
                 rows[example.id][0] += right
                 rows[example.id][1] += 1
                 random[example.id] += 1 / len(example.choices)
@@ -196,21 +230,17 @@ def classify(cappy: Cappy, dataset: Dataset) -> dict[str, Any]:
         say(note)
     return {
         "notes": notes,
-        "templates": {name: _told(own, choices[name]) for name, own in answers.items()},
+        "templates": {
+            name: {"right": rights[name], "examples": own.total()}
+            | ({"macro_f1": macro_f1(own)} if choices[name] else {})
+            for name, own in answers.items()
+        },
         "rows": {
             "right": [right for right, _ in rows.values()],
             "examples": [count for _, count in rows.values()],
             "random": list(random.values()),
         },
     }
-
-
-def _told(answers: Sequence[tuple[str, str]], choices: set[frozenset[str]]) -> dict[str, Any]:
-    told = {"right": sum(right == selected for right, selected in answers), "examples": len(answers)}
-    if len(choices) > 1:
-        return told
-    report, _ = class_report(sorted(*choices), answers, np.random.default_rng(0))
-    return told | {"macro_f1": report["macro_f1"]["mean"]}
 
 
 def _block(pools: Iterator[Pool]) -> list[Pool]:

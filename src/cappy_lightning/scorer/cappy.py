@@ -171,8 +171,11 @@ class Cappy:
             task: where adapters for several tasks were loaded.
 
         Raises:
-            InputError: no choices, or a template without `{text}`.
+            InputError: no choices, one text instead of a list, or a template without `{text}`.
         """
+        for name, value in (("texts", texts), ("choices", choices)):
+            if isinstance(value, str):
+                raise InputError(name, "are one text, expected a list of texts")
         if not choices:
             raise InputError("choices", "are empty, expected at least one")
         instructions = [fill_template(template, text, choices) for text in texts]

@@ -1,5 +1,6 @@
 """What a report tells beyond means: quality against cost, calibration, length, and the choices to read."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -41,6 +42,7 @@ def quality_by_cost(
     return curve
 
 
+@functools.cache
 def _chances(count: int, most: int) -> Floats:
     """The chance of each place of a ranking to be the best of n candidates, [n, places]."""
     return np.array(

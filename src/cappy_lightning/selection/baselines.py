@@ -108,20 +108,25 @@ def method_values(
             skipped[method] = f"{lacking} of {len(pools)} pools have candidates without {name}"
         else:
             pick(method, [first_best(likelihoods) for likelihoods in known])
-    if any(pool.example.references for pool in pools):
-        pick("majority", [majority(pool) for pool in pools])
-        pick("mbr", [minimum_bayes_risk(pool, rouge) for pool in pools])
-    else:
+    if are_choices(pools):
         skipped |= dict.fromkeys(("majority", "mbr"), "the candidates are given choices, not samples")
         if shared_classes(pools):
             frequent = most_frequent_class(pools)
             values["most_frequent_class"] = [float(pool.example.right_choice == frequent) for pool in pools]
+    else:
+        pick("majority", [majority(pool) for pool in pools])
+        pick("mbr", [minimum_bayes_risk(pool, rouge) for pool in pools])
     pick("shortest", [first_best([-len(c.response) for c in pool.candidates]) for pool in pools])
     pick("longest", [first_best([len(c.response) for c in pool.candidates]) for pool in pools])
     for name, chosen in selections.items():
         pick(name, [selection.index for selection in chosen])
     pick(ORACLE, [first_best(r) for r in all_rewards])
     return values, skipped
+
+
+def are_choices(pools: Sequence[Pool]) -> bool:
+    """Whether the candidates are the choices of the examples, and no answers of an LLM."""
+    return all({c.response for c in pool.candidates} == set(pool.example.choices) for pool in pools)
 
 
 def check_names(pools: Sequence[Pool], scorer_name: str) -> None:

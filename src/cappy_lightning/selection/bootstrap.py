@@ -7,17 +7,19 @@ Floats = NDArray[np.float64]
 
 RESAMPLES = 10_000
 
+#: Counts of resampled examples that are held at a time.
+HELD = 4_000_000
+
 
 def resample(matrix: Floats, generator: np.random.Generator) -> Floats:
     """Means over resampled examples, [methods, resamples], of values [methods, examples].
 
-    Memory grows with a chunk of the resamples only.
+    The resamples are drawn in parts, so that their memory does not grow with the number of examples.
     """
-    count, chunks = matrix.shape[1], 20
-    even = np.full(count, 1 / count)
-    return np.concatenate(
-        [matrix @ generator.multinomial(count, even, size=RESAMPLES // chunks).T / count for _ in range(chunks)], axis=1
-    )
+    count = matrix.shape[1]
+    even, part = np.full(count, 1 / count), max(1, min(RESAMPLES // 20, HELD // count))
+    sizes = [min(part, RESAMPLES - start) for start in range(0, RESAMPLES, part)]
+    return np.concatenate([matrix @ generator.multinomial(count, even, size=size).T / count for size in sizes], axis=1)
 
 
 def interval(value: float, draws: Floats) -> dict[str, float]:

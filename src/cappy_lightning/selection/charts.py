@@ -28,8 +28,8 @@ def calibration(
     axis.errorbar(x, y, yerr=spread, fmt="o-", color="tab:orange", capsize=3, label="mean and deviation by bin")
     axis.set(
         xlabel="score",
-        ylabel="true score (Rouge-L or given)",
-        title="Calibration on validation",
+        ylabel="true score",
+        title="Calibration",
         xlim=(0, 1),
         ylim=(-0.02, 1.02),
     )
@@ -118,7 +118,7 @@ def report_page(report: dict[str, Any], title: str, facts: Sequence[str] = (), t
     ]
     pictures = [
         ("All ways to choose", methods_chart(report)),
-        ("Quality against cost", candidates_chart(report)),
+        *([("Quality against cost", candidates_chart(report))] if "by_candidates" in report["average"] else []),
         ("Calibration", calibration(report["calibration"])),
         *((f"What is taken for what: {task}", figure) for task, figure in confusion_charts(report).items()),
     ]

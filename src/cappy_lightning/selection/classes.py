@@ -1,5 +1,6 @@
 """What a report tells of classification: F1 by class, and what is taken for what."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,8 +45,9 @@ def class_report(
 
     Returns:
         `classes`; `confusion`, [right class][selected class], with a last column for what is no class where there is
-        such; by class `n_examples`, `precision`, `recall` and `f1` with its 95% interval; `macro_f1`, the mean over
-        the classes that are right or selected anywhere. And the resamples of `macro_f1`.
+        such; by class `n_examples`, `precision`, `recall` and `f1` with its 95% interval over the resamples that have
+        the class, or None for one that is neither right nor selected anywhere; `macro_f1`, the mean over the other
+        classes. And the resamples of `macro_f1`.
     """
     places = {name: place for place, name in enumerate(classes)}
     right = np.array([places[name] for name, _ in answers])
@@ -57,14 +59,13 @@ def class_report(
     counts = np.array([(each == right) & (each == selected), each == right, each == selected], dtype=np.float64)
     flat = counts.reshape(-1, len(answers))
     f1, draws = (_f1(sums.reshape(3, len(classes), -1)) for sums in (flat.mean(axis=1), resample(flat, generator)))
-    found = np.nan_to_num(f1[:, 0])
     hits, has, picked = counts.sum(axis=2)
     by_class = {
         name: {
             "n_examples": int(has[k]),
             "precision": float(hits[k] / picked[k]) if picked[k] else 0.0,
             "recall": float(hits[k] / has[k]) if has[k] else 0.0,
-            "f1": interval(found[k], np.nan_to_num(draws[k])),
+            "f1": interval(float(f1[k, 0]), draws[k][~np.isnan(draws[k])]) if has[k] or picked[k] else None,
         }
         for k, name in enumerate(classes)
     }
@@ -75,6 +76,17 @@ def class_report(
         "by_class": by_class,
         "macro_f1": interval(float(np.nanmean(f1)), macro),
     }, macro
+
+
+def macro_f1(answers: Counter[tuple[str, str]]) -> float:
+    """The mean F1 of the classes that are right or selected anywhere, of counted (right, selected) classes."""
+    hits, right, selected = Counter[str](), Counter[str](), Counter[str]()
+    for (truth, answer), count in answers.items():
+        hits[truth] += count * (truth == answer)
+        right[truth] += count
+        selected[answer] += count
+    classes = right.keys() | selected.keys()
+    return sum(2 * hits[name] / (right[name] + selected[name]) for name in classes) / len(classes)
 
 
 def _f1(counts: Floats) -> Floats:
@@ -93,8 +105,7 @@ def class_tables(task: str, part: dict[str, Any]) -> list[Table]:
             name,
             own["n_examples"],
             *(f"{100 * own[key]:.1f}" for key in ("precision", "recall")),
-            f"{100 * own['f1']['mean']:.1f}",
-            f"[{percent_range(own['f1'])}]",
+            *((f"{100 * own['f1']['mean']:.1f}", f"[{percent_range(own['f1'])}]") if own["f1"] else ("", "")),
         ]
         for name, own in part["by_class"].items()
     ]

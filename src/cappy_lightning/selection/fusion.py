@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from numpy.typing import NDArray
 
 from cappy_lightning.errors import InputError
@@ -20,6 +22,7 @@ from cappy_lightning.files import write_json
 from cappy_lightning.labeling.rouge import RougeL
 from cappy_lightning.labeling.tokens import TOKENIZERS
 from cappy_lightning.records import Pool, Selection
+from cappy_lightning.scorer.adapter import find_adapter
 from cappy_lightning.selection.baselines import NOT_DECODED, agreement, answer_counts, first_best
 
 Floats = NDArray[np.float64]
@@ -145,6 +148,23 @@ class Fusion:
         return cls(found, content["tokenizer"])
 
 
+def find_fusion(source: str) -> Path | None:
+    """The fusion beside an export, or in a run; None where there is none.
+
+    Args:
+        source: a directory, or the hub name of an adapter or a model.
+    """
+    path = (find_adapter(source) or Path(source)) / FILE
+    if path.is_file():
+        return path
+    if Path(source).exists():
+        return None
+    try:
+        return Path(hf_hub_download(source, FILE))
+    except (HfHubHTTPError, HFValidationError, OSError):  # no such file or repository, or no hub
+        return None
+
+
 def _combination(row: dict[str, Any]) -> Combination:
     weights = {str(name): float(weight) for name, weight in row["weights"].items()}
     if not all(map(math.isfinite, weights.values())):
@@ -189,43 +209,57 @@ def _fit(
         np.array([one.get(name, [0.0] * len(one["logit"])) for name in names], dtype=np.float64).T for one in known
     ]
     gains = [np.array(own, dtype=np.float64) for own in rewards]
-    fold = np.arange(len(matrices)) % FOLDS
-    mean_rewards = []
-    for strength in STRENGTHS:
-        found = np.zeros(len(matrices))
-        for part in range(min(FOLDS, len(matrices))):
-            train, test = np.flatnonzero(fold != part), np.flatnonzero(fold == part)
-            if not len(train):
-                train = test
-            weights, _ = _ridge([matrices[i] for i in train], [gains[i] for i in train], strength)
-            found[test] = [_reward(matrices[i], gains[i], weights) for i in test]
-        mean_rewards.append(round(float(found.mean()), 9))
+    count = len(matrices)
+    # [strengths, examples]: what is selected of an example by weights that were fitted without it.
+    found = np.zeros((len(STRENGTHS), count))
+    for part in range(min(FOLDS, count)):
+        test = [i for i in range(count) if i % FOLDS == part]
+        train = [i for i in range(count) if i % FOLDS != part] or test
+        ridge = _Ridge([matrices[i] for i in train], [gains[i] for i in train])
+        for row, strength in enumerate(STRENGTHS):
+            weights = ridge.weights(strength)
+            found[row, test] = [_reward(matrices[i], gains[i], weights) for i in test]
+    means = found.mean(axis=1).round(9).tolist()
     # Of equally good ones the strongest, the most simple.
-    strength = STRENGTHS[max(range(len(STRENGTHS)), key=lambda i: (mean_rewards[i], i))]
-    weights, nearest = _ridge(matrices, gains, strength)
-    return Combination(dict(zip(names, weights.tolist(), strict=True)), names[nearest], strength, len(matrices))
+    strength = STRENGTHS[max(range(len(STRENGTHS)), key=lambda i: (means[i], i))]
+    ridge = _Ridge(matrices, gains)
+    by_name = dict(zip(names, ridge.weights(strength).tolist(), strict=True))
+    return Combination(by_name, names[ridge.nearest], strength, count)
 
 
-def _ridge(matrices: Sequence[Floats], gains: Sequence[Floats], strength: float) -> tuple[Floats, int]:
-    """Weights of the raw features, and the one that alone is best."""
-    centred = np.concatenate([matrix - matrix.mean(axis=0) for matrix in matrices])
-    target = np.concatenate([gain - gain.mean() for gain in gains])
-    scale = np.sqrt(np.mean(centred**2, axis=0))
-    single = [
-        np.mean([_reward(matrix[:, [k]], gain, np.ones(1)) for matrix, gain in zip(matrices, gains, strict=True)])
-        for k in range(len(scale))
-    ]
-    # A feature that never differs says nothing: it would select what stands first.
-    nearest = int(np.argmax(np.where(scale > 1e-12, single, -1)))
-    scale[scale <= 1e-12] = math.inf
-    standard = centred / scale
-    prior = np.zeros(len(scale))
-    slope = standard[:, nearest] @ target / max(1e-12, standard[:, nearest] @ standard[:, nearest])
-    prior[nearest] = max(slope, 1e-6)  # it selects by its greatest value, whatever the slope
-    if not math.isinf(strength):
-        gram = standard.T @ standard + strength * len(standard) * np.eye(len(scale))
-        prior = prior + np.linalg.solve(gram, standard.T @ (target - standard @ prior))
-    return prior / scale, nearest
+class _Ridge:
+    """Ridge regression of rewards on features, both centred within each example, towards the best single feature.
+
+    Attributes:
+        nearest: the place of that feature.
+    """
+
+    def __init__(self, matrices: Sequence[Floats], gains: Sequence[Floats]) -> None:
+        centred = np.concatenate([matrix - matrix.mean(axis=0) for matrix in matrices])
+        target = np.concatenate([gain - gain.mean() for gain in gains])
+        scale = np.sqrt(np.mean(centred**2, axis=0))
+        single = [
+            np.mean([_reward(matrix[:, [k]], gain, np.ones(1)) for matrix, gain in zip(matrices, gains, strict=True)])
+            for k in range(len(scale))
+        ]
+        # A feature that never differs says nothing: it would select what stands first.
+        self.nearest = int(np.argmax(np.where(scale > 1e-12, single, -1)))
+        scale[scale <= 1e-12] = math.inf
+        standard = centred / scale
+        self._scale, self._prior = scale, np.zeros(len(scale))
+        slope = standard[:, self.nearest] @ target / max(1e-12, standard[:, self.nearest] @ standard[:, self.nearest])
+        self._prior[self.nearest] = max(slope, 1e-6)  # it selects by its greatest value, whatever the slope
+        self._gram = standard.T @ standard
+        self._rest = standard.T @ (target - standard @ self._prior)
+        self._rows = len(standard)
+
+    def weights(self, strength: float) -> Floats:
+        """Of the raw features; the stronger, the nearer to the best single one."""
+        prior = self._prior
+        if not math.isinf(strength):
+            prior = prior + np.linalg.solve(self._gram + strength * self._rows * np.eye(len(prior)), self._rest)
+        found: Floats = prior / self._scale
+        return found
 
 
 def _reward(matrix: Floats, gains: Floats, weights: Floats) -> float:

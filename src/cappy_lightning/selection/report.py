@@ -15,7 +15,7 @@ from cappy_lightning.labeling.rouge import RougeL
 from cappy_lightning.page import Table, print_table
 from cappy_lightning.records import Pool, Selection
 from cappy_lightning.selection.analysis import calibration_bins, length_bias, most_wrong, quality_by_cost
-from cappy_lightning.selection.baselines import FUSED, ORACLE, RANDOM, check_names, method_values, rewards
+from cappy_lightning.selection.baselines import FUSED, ORACLE, RANDOM, are_choices, check_names, method_values, rewards
 from cappy_lightning.selection.bootstrap import interval, percent_range, resample
 from cappy_lightning.selection.classes import class_report, class_tables, shared_classes
 
@@ -70,8 +70,9 @@ def make_report(
         means[task] = {name: float(row.mean()) for name, row in zip(values, matrix, strict=True)}
         resampled[task] = dict(zip(values, draws, strict=True))
         tasks[task] = {"n_examples": len(places), **_compare(means[task], resampled[task], scorer_name)}
-        tasks[task]["by_candidates"] = quality_by_cost(of_task[scorer_name], own_gains, scorer_name)
         own_pools = [pools[i] for i in places]
+        if not are_choices(own_pools):
+            tasks[task]["by_candidates"] = quality_by_cost(of_task[scorer_name], own_gains, scorer_name)
         if classes := shared_classes(own_pools):
             pairs = zip(own_pools, of_task[scorer_name], strict=True)
             answers = [(pool.example.right_choice, selection.response) for pool, selection in pairs]
@@ -89,11 +90,11 @@ def make_report(
     average = {name: float(np.mean([m[name] for m in means.values()])) for name in common}
     average_draws = {name: np.mean([r[name] for r in resampled.values()], axis=0) for name in common}
     overall = {"n_tasks": len(tasks), **_compare(average, average_draws, scorer_name)}
-    curves = [task["by_candidates"] for task in tasks.values()]
-    overall["by_candidates"] = {
-        name: [float(np.mean(values)) for values in zip(*(curve[name] for curve in curves), strict=False)]
-        for name in curves[0]
-    }
+    if curves := [task["by_candidates"] for task in tasks.values() if "by_candidates" in task]:
+        overall["by_candidates"] = {
+            name: [float(np.mean(values)) for values in zip(*(curve[name] for curve in curves), strict=False)]
+            for name in curves[0]
+        }
     if len(macro_draws) == len(tasks):
         mean = float(np.mean([task["classification"]["macro_f1"]["mean"] for task in tasks.values()]))
         overall["macro_f1"] = interval(mean, np.mean(macro_draws, axis=0))

@@ -29,11 +29,12 @@ def note_progress(directory: Path, facts: dict[str, Any]) -> None:
         write_json(directory / PROGRESS, facts)
 
 
-def note_start(directory: Path, step: int) -> None:
+def note_start(directory: Path, run: str, step: int) -> None:
     """Note the step at which a job goes on; nothing outside of jobs.
 
     Args:
         directory: of the job.
+        run: the name of what is trained: the run, or one of its folds.
         step: of the checkpoint with which it begins, 0 without one.
 
     Raises:
@@ -43,12 +44,13 @@ def note_start(directory: Path, step: int) -> None:
     if job is None or not directory.is_dir():
         return
     path = directory / STARTS
-    steps = [line["step"] for line in read_whole_lines(path) if line["job"] == job]
-    if len(steps) >= MOST - 1 and set(steps[1 - MOST :]) == {step}:
+    starts = [(line["run"], line["step"]) for line in read_whole_lines(path) if line["job"] == job]
+    if len(starts) >= MOST - 1 and set(starts[1 - MOST :]) == {(run, step)}:
         raise InputError(
             directory.parent,
             f"was started {MOST} times in a row at step {step} and is given up: the time limit may be too short for"
             f" a checkpoint, or the nodes fail; see the logs in {directory}",
         )
+    restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     with open(path, "a", encoding="utf-8") as stream:
-        stream.write(to_line({"job": job, "restarts": int(os.environ.get("SLURM_RESTART_COUNT", "0")), "step": step}))
+        stream.write(to_line({"job": job, "restarts": restarts, "run": run, "step": step}))

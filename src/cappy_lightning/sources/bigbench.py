@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from cappy_lightning.errors import InputError
-from cappy_lightning.files import atomic_path, cache_dir, make_dir, to_line
+from cappy_lightning.files import atomic_path, cache_dir, make_dir, open_locked, to_line
 from cappy_lightning.progress import say
 from cappy_lightning.records import SPLITS, Example, Split
 from cappy_lightning.sources.jsonl import read_examples
@@ -120,7 +120,14 @@ def fetch(tasks: Sequence[str]) -> None:
     for task in tasks:
         if not task.replace("_", "").isalnum():
             raise InputError("bigbench", f"is '{task}', expected the name of a BIG-bench task")
-    missing = list(dict.fromkeys(task for task in tasks if not cached_path(task).exists()))
+    if all(cached_path(task).exists() for task in tasks):
+        return
+    folder = make_dir(cache_dir() / "bigbench")
+    with open_locked(folder / ".lock", folder, "cache", wait=True):  # one of several processes fetches
+        _fetch_missing(list(dict.fromkeys(task for task in tasks if not cached_path(task).exists())))
+
+
+def _fetch_missing(missing: list[str]) -> None:
     while missing and (rows := _from_hub(missing[0])) is not None:
         _keep(missing.pop(0), rows)
     if not missing:

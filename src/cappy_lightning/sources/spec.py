@@ -32,7 +32,7 @@ from cappy_lightning.sources.promptsource import (
     read_templates,
 )
 from cappy_lightning.sources.rows import Rows, file_rows, hub_rows
-from cappy_lightning.sources.table import FIELDS, Columns
+from cappy_lightning.sources.table import FIELDS, LISTS, Columns
 
 #: More labels than this are no classes.
 MOST_CLASSES = 1000
@@ -133,8 +133,9 @@ class Sources:
             raise InputError("seed", f"is {self._config.seed}, expected 0 or more")
         if not self._config.sources:
             raise InputError(path, "names no source, expected a list 'sources'")
+        classes: dict[str, list[str]] = {}
         self._sources = [
-            _Source(self._config, source, f"{path}: sources[{i}]" if len(self._config.sources) > 1 else path)
+            _Source(self._config, source, f"{path}: sources[{i}]" if len(self._config.sources) > 1 else path, classes)
             for i, source in enumerate(self._config.sources)
         ]
 
@@ -190,8 +191,10 @@ class Apart:
 class _Source:
     """One source, streaming."""
 
-    def __init__(self, root: SourcesConfig, config: SourceConfig, where: str) -> None:
+    def __init__(self, root: SourcesConfig, config: SourceConfig, where: str, classes: dict[str, list[str]]) -> None:
         self._root, self._config, self._where = root, config, where
+        #: By task, of all sources whose labels are the choices.
+        self._classes_by_task = classes
         self.notes: list[str] = []
         self._rows: Rows | None = None
         kinds = [name for name in ("files", "dataset", "bigbench") if getattr(config, name)]
@@ -206,6 +209,8 @@ class _Source:
                 raise InputError(
                     where, f"columns.{name} is {columns!r}, expected the name of a column or a list of them"
                 )
+            if isinstance(columns, list) and name in FIELDS and name not in LISTS:
+                raise InputError(where, f"columns.{name} is a list, expected the name of one column")
         unknown = sorted(set(config.columns) - set(FIELDS))
         if unknown:
             raise InputError(where, f"columns maps '{unknown[0]}', expected one of {', '.join(FIELDS)}")
@@ -300,10 +305,18 @@ class _Source:
             labels.add(value)
             if len(labels) > MOST_CLASSES:
                 raise InputError(where, f"is the {MOST_CLASSES + 1}th different label, expected at most {MOST_CLASSES}")
-        if all(isinstance(one, int) for one in labels):
+        if len(labels) < 2:
+            raise InputError(self._where, f"has {len(labels)} different labels, expected at least two classes")
+        numbers = all(isinstance(one, int) for one in labels)
+        if numbers:
             self.notes.append(f"{self._where}: the labels are numbers; `choices` in a sources file can name them")
-            return [str(one) for one in sorted(labels, key=int)]
-        return sorted(map(str, labels))
+        classes = [str(one) for one in sorted(labels, key=int if numbers else str)]
+        if self._classes_by_task.setdefault(self.dataset, classes) != classes:
+            raise InputError(
+                self._where,
+                f"has other labels than a source before it of the task '{self.dataset}', expected `choices`",
+            )
+        return classes
 
     def _from_templates(self, rows: Rows, shard: Shard) -> Iterator[Pool]:
         first = next(rows.read(), None)

@@ -10,7 +10,7 @@ from cappy_lightning.records import Pool, Split
 
 #: What columns can be mapped to; several columns can give the last three together.
 FIELDS = ("task", "id", "split", "instruction", "label", "score", "references", "choices", "responses")
-_LISTS = FIELDS[-3:]
+LISTS = FIELDS[-3:]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Columns:
         for name in FIELDS:
             columns = self._columns(name, row, where)
             values = [row[column] for column in columns if row[column] not in (None, "")]
-            if name in _LISTS:
+            if name in LISTS:
                 texts = [text for value in values for text in (value if isinstance(value, list) else [value])]
                 if texts:
                     found[name] = [_text(text) for text in texts]
@@ -59,8 +59,9 @@ class Columns:
             found["choices"] = list(self.choices)
         if "choices" in found:
             found["label"] = _label(found.get("label"), found["choices"], where)
-        if isinstance(text := found.get("instruction"), str):
-            found["instruction"] = fill_template(self.template, text, found.get("choices", ()))
+        text, choices = found.get("instruction"), found.get("choices", ())
+        if isinstance(text, str) and all(isinstance(choice, str) for choice in choices):  # else refused below
+            found["instruction"] = fill_template(self.template, text, choices)
         responses = found.pop("responses", [])
         score = self._score(found.pop("score", None), len(responses), where)
         if responses:
