@@ -37,6 +37,9 @@ SHORT_RUN = (
     "batch.micro_size=8",
 )
 
+#: The same with every weight trained.
+FULL = ("finetune.mode=full", "optimizer.learning_rate=1e-4")
+
 #: A small encoder with random weights: for what is not about the scorer.
 TINY_SCORER = (
     "scorer.random_weights=true",
@@ -123,6 +126,6 @@ def lora_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def full_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a short finished run that trained every weight."""
     run_dir = tmp_path_factory.mktemp("runs") / "full"
-    done = run_cappy("train", *SHORT_RUN, "finetune.mode=full", f"run_dir={run_dir}")
+    done = run_cappy("train", *SHORT_RUN, *FULL, f"run_dir={run_dir}")
     assert done.returncode == 0, done.stderr
     return run_dir

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import QUICKSTART_POOL, SHORT_RUN, Run, start_cappy
+from conftest import FULL, QUICKSTART_POOL, SHORT_RUN, Run, start_cappy
 
 from cappy_lightning import Cappy
 from cappy_lightning.data.reading import read_table
@@ -90,13 +90,12 @@ def test_two_processes_train_and_export_one_adapter(lora_run: Path, tmp_path: Pa
     assert Cappy.from_pretrained(run_dir / "adapter").score([("a", "b")]).shape == (1,)
 
 
-@pytest.mark.parametrize("mode", ["lora", "full"])
+@pytest.mark.parametrize(("mode", "more"), [("lora", ()), ("full", FULL)])
 def test_dropout_is_at_work_in_training_and_not_in_the_export(
-    cappy: Run, request: pytest.FixtureRequest, tmp_path: Path, mode: str
+    cappy: Run, request: pytest.FixtureRequest, tmp_path: Path, mode: str, more: tuple[str, ...]
 ) -> None:
     without = request.getfixturevalue(f"{mode}_run")
-    words = (f"finetune.mode={mode}", "scorer.dropout=0.5", f"run_dir={tmp_path / 'run'}")
-    done = cappy("train", *SHORT_RUN, *words)
+    done = cappy("train", *SHORT_RUN, *more, "scorer.dropout=0.5", f"run_dir={tmp_path / 'run'}")
     assert done.returncode == 0, done.stderr
     assert metrics(without)["train/loss"] != metrics(tmp_path / "run")["train/loss"]
     scorer = Cappy.from_pretrained(tmp_path / "run" / {"lora": "adapter", "full": "model"}[mode])
