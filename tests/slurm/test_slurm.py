@@ -18,7 +18,9 @@ from safetensors.torch import load_file
 from cappy_lightning.checkpoints import latest_checkpoint, read_checkpoint
 from cappy_lightning.data.reading import read_table
 from cappy_lightning.data.shards import find_directories, read_manifest, write_instances
+from cappy_lightning.errors import InputError
 from cappy_lightning.records import Instance
+from cappy_lightning.run_dir import job_folder
 from cappy_lightning.slurm.restarts import note_start
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=missing() or "")
@@ -252,6 +254,10 @@ def test_a_job_that_gets_nowhere_is_given_up(
     assert "was started 3 times in a row at step 0 and is given up" in done.stderr
     monkeypatch.setenv("SLURM_JOB_ID", "8")
     note_start(run / "slurm", "run", 0)  # another job may try again
+    for fold, step in (("0", 0), ("0", 0), ("0", 4), ("1", 4), ("1", 4)):  # folds note in the folder of their run
+        note_start(job_folder(run / "folds" / fold), fold, step)
+    with pytest.raises(InputError, match="was started 3 times in a row at step 4"):
+        note_start(job_folder(run / "folds" / "1"), "1", 4)
 
 
 def test_of_an_array_only_what_failed_is_made_again_and_all_parts_equal_a_single_run(
