@@ -13,6 +13,7 @@ import random
 import resource
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -26,11 +27,11 @@ BATCH = 8
 LEARNING_RATES = {"lora": 2e-4, "full": 2e-5}
 
 
-def batches(examples: list[tuple[str, str]], tokenizer: object, seed: int) -> list[dict[str, torch.Tensor]]:
+def batches(examples: list[tuple[str, str]], tokenizer: Any, seed: int) -> list[dict[str, torch.Tensor]]:
     """One epoch of padded batches, labels being -100 where no loss is taken."""
     encoded = []
     for prompt, answer in examples:
-        ahead, whole = (tokenizer(text)["input_ids"] for text in (prompt, prompt + answer))  # type: ignore[operator]
+        ahead, whole = (tokenizer(text)["input_ids"] for text in (prompt, prompt + answer))
         encoded.append((whole, [-100] * len(ahead) + whole[len(ahead) :]))
     random.Random(seed).shuffle(encoded)
     found = []

@@ -123,8 +123,9 @@ class Results(pl.Callback):
         if report is not None:
             write_json(self.run_dir / REPORT, report)
             write_picture(methods_chart(report), self.run_dir / "report.png")
-            for figure in list(confusion_charts(report).values())[:1] if len(report["tasks"]) == 1 else []:
-                write_picture(figure, self.run_dir / "confusion.png")
+            if len(report["tasks"]) == 1:
+                for figure in confusion_charts(report).values():
+                    write_picture(figure, self.run_dir / "confusion.png")
             metrics |= flatten(report)
         write_json(self.run_dir / METRICS, {name: v for name, v in metrics.items() if math.isfinite(v)})
 

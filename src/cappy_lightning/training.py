@@ -95,7 +95,7 @@ def _fit(config: Config, run: RunDir) -> int:
         manifests = [read_manifest(directory) for directory in (*data.train, *data.validation, *data.test)]
         verify(manifests, skip_errors=config.data.on_error == "skip")
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    scorer, told = _build(config, run.path, _mean_score(data.train))
+    scorer, told = _build(config, run.path, data.train)
     datamodule = CappyDataModule(
         data.train, data.validation, scorer.encoder, config.batch, config.data, seed=config.seed, test=data.test
     )
@@ -156,17 +156,17 @@ def _mean_score(directories: Sequence[str]) -> float:
     return float(counts @ np.linspace(0, 1, len(counts)) / counts.sum())
 
 
-def _build(config: Config, run: Path, mean: float) -> tuple[Scorer, dict[str, Any]]:
+def _build(config: Config, run: Path, directories: Sequence[str]) -> tuple[Scorer, dict[str, Any]]:
     """The scorer with what is trained of it, and what checkpoints and the model card say about the run.
 
     Args:
         config: of the run.
         run: its directory.
-        mean: of the scores that it is trained on.
+        directories: of the instances that it is trained on.
     """
     scorer = build_scorer(config.scorer)
     if scorer.new_head:
-        begin_at_mean(scorer, mean)
+        begin_at_mean(scorer, _mean_score(directories))
     base = {"name": scorer.base, "revision": scorer.revision}
     told = dataclasses.asdict(config) | {"base": base, "activation": scorer.activation}
     told["parameters"] = sum(p.numel() for p in scorer.model.parameters())

@@ -87,9 +87,9 @@ def test_a_report_of_classes_has_them_and_the_most_frequent_as_a_baseline() -> N
     assert part["methods"]["most_frequent_class"]["mean"] == pytest.approx(1 / 2)
     assert part["methods"]["cappy"]["mean"] == pytest.approx(4 / 6)
     assert part["classification"]["macro_f1"]["mean"] == report["average"]["macro_f1"]["mean"]
-    console = Console(file=io.StringIO(), width=160)
-    print_report(report, console)
-    text = console.file.getvalue()  # type: ignore[attr-defined]
+    out = io.StringIO()
+    print_report(report, Console(file=out, width=160))
+    text = out.getvalue()
     assert "mean (macro-F1)" in text
     assert "what is taken for what" in text
     assert list(confusion_charts(report)) == ["pets"]

@@ -171,7 +171,7 @@ def test_labels_that_are_numbers_are_taken_by_their_text_and_it_is_said(tmp_path
     named = pools(
         spec(tmp_path, f"{{files: [{path}], columns: {{label: label}}, choices: [{', '.join('abcdefghijk')}]}}")
     )
-    assert [pool.example.choices[pool.example.label or 0] for pool in named] == ["k", "c", "k"]
+    assert [pool.example.right_choice for pool in named] == ["k", "c", "k"]
 
 
 def test_labels_that_are_no_classes_are_refused(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from cappy_lightning.run_dir import rank, read_selections, versions
 from cappy_lightning.selection.baselines import FUSED, ORACLE, RANDOM
 from cappy_lightning.selection.charts import methods_chart, report_page
 from cappy_lightning.selection.report import make_report, metric_title, report_tables
-from cappy_lightning.sources.bigbench import GENERATION_TASKS, cached_path, fetch
+from cappy_lightning.sources.bigbench import GENERATION_TASKS, cached_path, fetch, is_name
 from cappy_lightning.sources.spec import Shard
 from cappy_lightning.training import finish
 
@@ -81,7 +81,7 @@ def evaluate_bigbench(words: Sequence[str], tasks: Sequence[str], out: Path, sha
 def _fetched(tasks: Sequence[str], config: Config) -> list[str]:
     """The tasks that there are; a task that was named must be there."""
     for task in tasks:
-        if not task.replace("_", "").isalnum():
+        if not is_name(task):
             raise InputError("--tasks", f"names '{task}', expected names of tasks, separated by commas")
     if len(set(tasks)) < len(tasks):
         raise InputError("--tasks", "names a task twice")

@@ -111,6 +111,11 @@ def bigbench_examples(task: str) -> list[Example]:
     return read_examples(cached_path(task))
 
 
+def is_name(task: str) -> bool:
+    """Whether a task could be called so."""
+    return task.replace("_", "").isalnum()
+
+
 def fetch(tasks: Sequence[str]) -> None:
     """Bring tasks into the cache that are not there yet, those that come from the archive in one pass over it.
 
@@ -118,7 +123,7 @@ def fetch(tasks: Sequence[str]) -> None:
         InputError: a name that is no task's, or no way to fetch it.
     """
     for task in tasks:
-        if not task.replace("_", "").isalnum():
+        if not is_name(task):
             raise InputError("bigbench", f"is '{task}', expected the name of a BIG-bench task")
     if all(cached_path(task).exists() for task in tasks):
         return
