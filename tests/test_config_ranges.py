@@ -57,6 +57,7 @@ OUT_OF_RANGE = {
     "optimizer.learning_rate": ["0", "nan"],
     "optimizer.weight_decay": ["-1"],
     "optimizer.warmup": ["-0.1", "1.1", "nan"],
+    "optimizer.ranking": ["-1", "nan", "inf"],
     "trainer.epochs": ["0", "nan"],
     "trainer.max_steps": ["0"],
     "trainer.validations": ["0"],
@@ -123,6 +124,12 @@ def test_the_step_is_a_whole_number_of_forwards_on_all_ranks(size: int, devices:
 def test_ranks_that_do_not_divide_the_lanes_are_refused() -> None:
     message = refusal("conf/quickstart.yaml", "trainer.devices=3", "batch.global_size=24", "batch.micro_size=8")
     assert message == "data.lanes: is 64, expected a multiple of the number of ranks (3)"
+
+
+def test_a_ranking_loss_wants_several_pairs_of_a_lane_in_a_step() -> None:
+    words = (SOURCE, "optimizer.ranking=1", "batch.global_size=32")
+    assert refusal(*words).startswith("data.lanes: is 64, expected at most half of batch.global_size (32) beside")
+    load_config([*words, "data.lanes=16"])
 
 
 @pytest.mark.parametrize("key", ["data.validation_instances", "data.test_instances"])

@@ -75,6 +75,16 @@ def test_choices_are_trained_and_reported_as_accuracy(cappy: Run, tmp_path: Path
     assert set(train["origin"].to_pylist()) == {"gold", "wrong_choice"}
 
 
+def test_a_ranking_loss_in_bf16_leaves_a_model_like_any_other(full_run: Path, cappy: Run, tmp_path: Path) -> None:
+    ranking = ("optimizer.ranking=1", "data.lanes=2", "trainer.precision=bf16-mixed")
+    done = cappy("train", *SHORT_RUN, *FULL, *ranking, f"run_dir={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    ours, theirs = (json.loads((run / "model" / "config.json").read_text()) for run in (tmp_path / "run", full_run))
+    assert ours == theirs
+    scores = [Cappy.from_pretrained(run / "model").score([("a", "b")]) for run in (tmp_path / "run", full_run)]
+    assert scores[0] != scores[1]
+
+
 def test_two_processes_train_and_export_one_adapter(lora_run: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     # With this size the last forward of a validation round is all filling on the second rank.

@@ -159,13 +159,18 @@ class BatchConfig:
 
 @dataclass
 class OptimizerConfig:
-    """AdamW with a linear schedule."""
+    """The loss, and AdamW with a linear schedule."""
 
     learning_rate: float = key(2e-5, "Peak learning rate")
     weight_decay: float = key(0.0, "Decoupled weight decay; never on biases and LayerNorm")
     warmup: float = key(0.1, "Share of the steps in which the learning rate rises from 0; then it falls to 0")
     layer_decay: float = key(
         1.0, "The learning rate of a layer is that of the next one above, beginning with the head, times this"
+    )
+    ranking: float = key(
+        0.0,
+        "Weight of a ranking term beside the squared error, as 1: the pairs of an instruction come together, and of two"
+        " the better one is to have the greater logit",
     )
 
 

@@ -101,6 +101,13 @@ def check_config(config: Config) -> None:
     expect(optimizer.weight_decay >= 0, "optimizer.weight_decay", "0 or more")
     expect(0 <= optimizer.warmup <= 1, "optimizer.warmup", "a share from 0 to 1")
     expect(0 < optimizer.layer_decay <= 1, "optimizer.layer_decay", "a factor above 0, at most 1")
+    expect(0 <= optimizer.ranking < math.inf, "optimizer.ranking", "a factor of 0 or more")
+    if optimizer.ranking and 2 * data.lanes > batch.global_size:
+        raise InputError(
+            "data.lanes",
+            f"is {data.lanes}, expected at most half of batch.global_size ({batch.global_size}) beside"
+            " optimizer.ranking, which compares the pairs of a lane in a step: as few as there are ranks",
+        )
     expect(0 < trainer.epochs < math.inf, "trainer.epochs", "a number above 0")
     expect(trainer.max_steps is None or trainer.max_steps >= 1, "trainer.max_steps", "at least 1")
     expect(trainer.validations >= 1, "trainer.validations", "at least 1")

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.accelerators.cpu import CPUAccelerator
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer import Trainer
 from rich.console import Console
@@ -45,6 +46,7 @@ from cappy_lightning.scorer.model import (
     build_scorer,
     checkpoint_activations,
     head_names,
+    plain_attention,
     weights_hash,
 )
 from cappy_lightning.scorer.module import CappyModule
@@ -97,13 +99,22 @@ def _fit(config: Config, run: RunDir) -> int:
     pl.seed_everything(config.seed, workers=True, verbose=False)
     scorer, told = _build(config, run.path, data.train)
     datamodule = CappyDataModule(
-        data.train, data.validation, scorer.encoder, config.batch, config.data, seed=config.seed, test=data.test
+        data.train,
+        data.validation,
+        scorer.encoder,
+        config.batch,
+        config.data,
+        seed=config.seed,
+        test=data.test,
+        together=config.optimizer.ranking > 0,
     )
     steps = config.trainer.max_steps or max(1, round(config.trainer.epochs * datamodule.steps_per_epoch))
     datamodule.total_steps = steps
     results = Results(run.path)
     export = Export(run.path, told, steps, results)
     trainer = _fit_trainer(config, run.path, steps, results, export)
+    if config.trainer.precision == "bf16-mixed" and isinstance(trainer.accelerator, CPUAccelerator):
+        plain_attention(scorer)
     run.commit()
     latest = latest_checkpoint(run.path / CHECKPOINTS)
     if rank() == 0:

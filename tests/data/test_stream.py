@@ -4,7 +4,7 @@ import multiprocessing
 import os
 from collections import Counter
 from collections.abc import Sequence
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from cappy_lightning.data.stream import Batch, EvaluationStream, TrainingStream,
 from cappy_lightning.errors import InputError
 from cappy_lightning.records import Instance
 from cappy_lightning.scorer.model import Scorer, build_scorer
-from cappy_lightning.scorer.module import CappyModule
+from cappy_lightning.scorer.module import CappyModule, ranking_loss
 
 #: Every instance has a score of its own, by which it is recognized in a batch.
 ROWS = 50
@@ -45,7 +45,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 def stream(data: Manifest, scorer: Scorer, steps: range = range(4), micro: int = 4, **options: Any) -> TrainingStream:
     groups = RowGroups([data])
     mixture = Mixture(groups.rows, groups.tasks(), options.pop("caps", {}), options.pop("weights", {}))
-    order = Order(mixture, 1, 8, options.pop("window", 4))
+    order = Order(mixture, 1, options.pop("lanes", 8), options.pop("window", 4))
     return TrainingStream(groups, order, scorer.encoder, global_size=16, micro_size=micro, steps=steps, **options)
 
 
@@ -230,3 +230,92 @@ def test_the_gradient_of_a_step_is_that_of_its_mean_squared_error_in_any_groupin
     for micro in (2, 4, 8, 16):
         batches = list(stream(data, scorer, micro=micro, steps=range(step, step + 1)))
         assert torch.allclose(gradient(batches, scorer), expected, atol=1e-7, rtol=1e-4)
+
+
+# The ranking loss, and the pairs of an instruction together
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """Ten instructions with five answers each, in row groups that cut through them."""
+    instances = [Instance(f"question {i // 5}", f"answer {i}", i / 100, "given", "t", str(i // 5)) for i in range(ROWS)]
+    directory = tmp_path_factory.mktemp("answers") / "train"
+    return write_instances(instances, directory, {}, shard_rows=20, group_rows=6)
+
+
+def together(data: Manifest, scorer: Scorer, **options: Any) -> list[Batch]:
+    """The batches of a stream with two lanes, whose windows hold all that there is."""
+    return list(stream(data, scorer, lanes=2, window=64, together=True, **options))
+
+
+def test_the_pairs_of_an_instruction_come_together_in_their_lane(answers: Manifest, scorer: Scorer) -> None:
+    by_lane: dict[int, list[tuple[int, int]]] = {}
+    for rank in range(2):  # two ranks have a lane each
+        for batch in together(answers, scorer, micro=8, rank=rank, world=2):
+            pairs = zip(batch["example"].tolist(), rows(batch), strict=False)
+            by_lane.setdefault(rank, []).extend(pairs)
+    assert sorted(row for lane in by_lane.values() for _, row in lane) == list(range(ROWS))
+    for lane in by_lane.values():
+        questions = [row // 5 for _, row in lane]
+        assert sum(a != b for a, b in pairwise(questions)) <= len(set(questions)) + 3
+        assert len({(number, row // 5) for number, row in lane}) == len(set(questions))
+    examples = [{number for number, _ in lane} for lane in by_lane.values()]
+    assert not examples[0] & examples[1]
+
+
+def test_without_a_ranking_loss_they_are_shuffled(answers: Manifest, scorer: Scorer) -> None:
+    batches = list(stream(answers, scorer, lanes=2, window=64, micro=16))
+    assert all("example" not in batch for batch in batches)
+    assert all(len({row // 5 for row in rows(batch)}) >= 7 for batch in batches[:3])
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_a_later_step_has_the_same_pairs_together(answers: Manifest, scorer: Scorer, workers: int) -> None:
+    whole = [rows(batch) for batch in together(answers, scorer, steps=range(8))]
+    assert whole[6 * 4 :] == [rows(batch) for batch in together(answers, scorer, steps=range(6, 8), workers=workers)]
+
+
+def ranking(batches: Sequence[Batch]) -> float:
+    """The ranking loss of made-up logits."""
+    logits = ([(row * 37 % 11) / 3 for row in rows(batch)] for batch in batches)
+    padded = (
+        torch.tensor(own + [0.0] * (len(batch["score"]) - len(own))) for own, batch in zip(logits, batches, strict=True)
+    )
+    return sum(
+        float(ranking_loss(own, batch["score"], batch["example"], batch["weight"]))
+        for own, batch in zip(padded, batches, strict=True)
+    )
+
+
+def test_the_ranking_loss_of_a_step_is_the_same_on_one_rank_and_on_two(answers: Manifest, scorer: Scorer) -> None:
+    alone = ranking(together(answers, scorer, micro=16))
+    shared = [ranking(together(answers, scorer, micro=8, rank=rank, world=2)) for rank in range(2)]
+    assert alone > 0
+    assert sum(shared) == pytest.approx(alone, rel=1e-5)
+
+
+def test_the_ranking_loss_compares_all_pairs_of_an_example() -> None:
+    logits = torch.tensor([0.5, -1.0, 2.0, 0.0, 1.0, 3.0])
+    scores = torch.tensor([1.0, 0.25, 0.0, 0.5, 0.5, 0.9])
+    examples, weights = torch.tensor([7, 7, 7, 3, 3, 7]), torch.tensor([1.0, 1, 1, 1, 1, 0])
+    expected = sum(  # example 7 has three pairs that count; those of example 3 are equally good
+        2 / 2 * float(scores[i] - scores[j]) * float(torch.log1p(torch.exp(logits[j] - logits[i])))
+        for i, j in ((0, 1), (0, 2), (1, 2))
+    )
+    assert float(ranking_loss(logits, scores, examples, weights)) == pytest.approx(expected, rel=1e-6)
+    assert float(ranking_loss(logits[3:5], scores[3:5], examples[3:5], weights[3:5])) == 0
+    assert float(ranking_loss(logits[:1], scores[:1], examples[:1], weights[:1])) == 0
+
+
+def test_the_ranking_loss_joins_the_squared_error(answers: Manifest, scorer: Scorer) -> None:
+    (batch,) = together(answers, scorer, micro=16, steps=range(1))
+    losses = []
+    for factor in (0.0, 0.5, 1.0):
+        module = CappyModule(scorer, OptimizerConfig(ranking=factor), 4)
+        module._trainer = FakeTrainer(1)
+        scorer.model.eval()
+        losses.append(float(module.training_step(batch, 0)))
+    logits = scorer.logits({name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")})
+    term = float(ranking_loss(logits, batch["score"], batch["example"], batch["weight"])) / 16
+    assert losses[1] - losses[0] == pytest.approx(term / 2, rel=1e-4)
+    assert losses[2] - losses[0] == pytest.approx(term, rel=1e-4)

@@ -13,7 +13,15 @@ from cappy_lightning import Cappy
 from cappy_lightning.config import FinetuneConfig, ScorerConfig
 from cappy_lightning.errors import InputError
 from cappy_lightning.scorer.adapter import add_adapter, save_adapter
-from cappy_lightning.scorer.model import begin_at_mean, build_scorer, depth, head_names, in_head, resolve_base
+from cappy_lightning.scorer.model import (
+    begin_at_mean,
+    build_scorer,
+    depth,
+    head_names,
+    in_head,
+    plain_attention,
+    resolve_base,
+)
 
 PAIRS = [("what is this " * n, "an answer " * (n % 3 + 1)) for n in range(1, 12)]
 
@@ -43,6 +51,23 @@ def test_a_new_head_begins_at_the_mean_score(model_type: str, activation: str) -
     for extreme in (0.0, 1.0):
         begin_at_mean(scorer, extreme)
         assert np.isfinite(Cappy(scorer).logits(PAIRS)).all()
+
+
+@pytest.mark.parametrize("mode", ["full", "lora"])
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_plain_attention_changes_no_score_and_no_export(model_type: str, mode: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    scorer = build_scorer(settings(model_type))
+    if mode == "lora":
+        add_adapter(scorer, FinetuneConfig(mode="lora"))
+    cappy = Cappy(scorer)
+    before = cappy.logits(PAIRS)
+    cappy.save_pretrained(tmp_path / "before")
+    plain_attention(scorer)
+    assert scorer.config._attn_implementation == "eager"
+    assert np.allclose(cappy.logits(PAIRS), before, atol=1e-5)
+    cappy.save_pretrained(tmp_path / "after")
+    assert (tmp_path / "after" / "config.json").read_bytes() == (tmp_path / "before" / "config.json").read_bytes()
 
 
 @pytest.mark.parametrize("mode", ["lora", "head", "layers"])

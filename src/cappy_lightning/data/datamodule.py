@@ -34,6 +34,7 @@ class CappyDataModule(pl.LightningDataModule):
         batch: the `batch` section of the config.
         data: the `data` section: lanes, window, caps, weights, workers and on_error.
         seed: of the order.
+        together: whether the pairs of an instruction come one after the other, for a ranking loss.
 
     Raises:
         InputError: manifests that cannot be read, or caps and weights that match no task.
@@ -49,12 +50,13 @@ class CappyDataModule(pl.LightningDataModule):
         *,
         seed: int,
         test: Sequence[str] = (),
+        together: bool = False,
     ) -> None:
         super().__init__()
         self.train, self.validation, self.test = (
             [read_manifest(directory) for directory in side] for side in (train, validation, test)
         )
-        self.encoder, self.batch, self.data = encoder, batch, data
+        self.encoder, self.batch, self.data, self.together = encoder, batch, data, together
         self._groups = RowGroups(self.train)
         tasks = self._groups.tasks() if data.caps or data.weights else {}
         mixture = Mixture(self._groups.rows, tasks, data.caps, data.weights)
@@ -101,6 +103,7 @@ class CappyDataModule(pl.LightningDataModule):
             workers=self.data.workers,
             skip_errors=self.data.on_error == "skip",
             pin=type(trainer.accelerator).__name__ == "CUDAAccelerator",
+            together=self.together,
         )
 
     def val_dataloader(self) -> EvaluationStream:
@@ -151,6 +154,7 @@ class CappyDataModule(pl.LightningDataModule):
             "data.weights": dict(self.data.weights),
             "seed": self.order.seed,
             "batch.global_size": self.batch.global_size,
+            "instructions together": self.together,
             SHARDS: self.fingerprint,
         }
 

@@ -4,13 +4,15 @@ import hashlib
 import itertools
 import os
 import signal
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from cappy_lightning.data.mixture import choose_rows
@@ -30,19 +32,24 @@ _EMPTY = pa.schema([SCHEMA.field(name) for name in _COLUMNS]).empty_table()
 
 @dataclass(frozen=True)
 class _Row:
-    """An encoded instance with its position in the epoch; `weight` is 0 for filling and for what cannot be read."""
+    """An encoded instance with its position in the epoch; `weight` is 0 for filling and for what cannot be read.
+
+    `example` is equal for pairs of one instruction and one lane, where they stand together.
+    """
 
     position: int
     pair: EncodedPair
     score: float
     weight: float
+    example: int = 0
 
 
 class _Lane:
     """The rows of one lane of an epoch, window by window."""
 
-    def __init__(self, epoch: Epoch, lane: int, groups: RowGroups, start: int, skip_errors: bool) -> None:
-        self._epoch, self._groups, self._skip = epoch, groups, skip_errors
+    def __init__(self, epoch: Epoch, lane: int, stream: "TrainingStream", start: int) -> None:
+        self._epoch, self._groups, self._skip = epoch, stream.groups, stream.skip_errors
+        self._together = stream.together
         self._windows = epoch.windows(lane, start)
         self._table = _EMPTY
 
@@ -53,7 +60,10 @@ class _Lane:
             if not self._table.num_rows:
                 window, passed = next(self._windows)
                 pieces = pa.concat_tables(self._read(piece) for piece in window.pieces)
-                self._table = pieces.take(pa.array(window.order[passed:]))
+                order = window.order
+                if self._together:
+                    order = order[_together(pieces["instruction"].take(pa.array(order)))]
+                self._table = pieces.take(pa.array(order[passed:]))
             parts.append(self._table.slice(0, count))
             count -= parts[-1].num_rows
             self._table = self._table.slice(parts[-1].num_rows)
@@ -98,18 +108,22 @@ class _Share(IterableDataset[Any]):
                     ends = [min(order.rows, (step % per_epoch + i) * stream.global_size) for i in (0, 1)]
                     before, after = ([lane_share(end, lane, order.lanes) for lane in numbers] for end in ends)
                     if lanes is None:
-                        lanes = [
-                            _Lane(epoch, lane, stream.groups, start, stream.skip_errors)
-                            for lane, start in zip(numbers, before, strict=True)
-                        ]
+                        lanes = [_Lane(epoch, lane, stream, start) for lane, start in zip(numbers, before, strict=True)]
                     tables = [lane.take(b - a) for lane, a, b in zip(lanes, before, after, strict=True) if b > a]
                     positions = [
                         lane + order.lanes * i
                         for lane, a, b in zip(numbers, before, after, strict=True)
                         for i in range(a, b)
                     ]
-                    table = pa.concat_tables([_EMPTY, *tables])
-                    yield _encode(stream.encoder, positions, *(table[name].to_pylist() for name in _COLUMNS))
+                    columns = (pa.concat_tables([_EMPTY, *tables])[name].to_pylist() for name in _COLUMNS)
+                    instructions, responses, scores = columns
+                    rows = _encode(stream.encoder, positions, instructions, responses, scores)
+                    if stream.together:
+                        rows = [
+                            replace(row, example=example_number(str(row.position % order.lanes), instruction))
+                            for row, instruction in zip(rows, instructions, strict=True)
+                        ]
+                    yield rows
         except InputError as error:
             yield error
 
@@ -132,6 +146,8 @@ class TrainingStream:
         workers: loader processes; 0: in this one. Each has a share of the lanes.
         skip_errors: whether row groups that cannot be read become rows of weight 0.
         pin: whether the batches are put into pinned memory.
+        together: whether the pairs of an instruction come one after the other in their lane, as far as the window
+            holds them; each batch then has `example`, equal for pairs of one instruction and one lane.
     """
 
     def __init__(
@@ -148,10 +164,11 @@ class TrainingStream:
         workers: int = 0,
         skip_errors: bool = False,
         pin: bool = False,
+        together: bool = False,
     ) -> None:
         self.groups, self.order, self.encoder, self.steps = groups, order, encoder, steps
         self.global_size, self.micro_size, self.rank, self.world = global_size, micro_size, rank, world
-        self.workers, self.skip_errors, self.pin = workers, skip_errors, pin
+        self.workers, self.skip_errors, self.pin, self.together = workers, skip_errors, pin, together
 
     def __iter__(self) -> Iterator[Batch]:
         shares = iter(
@@ -170,12 +187,15 @@ class TrainingStream:
                 if isinstance(share, InputError):
                     raise share
                 rows += share
-            rows.sort(key=lambda row: (-len(row.pair.ids), row.position))
+            rows.sort(key=_by_example(rows) if self.together else _by_length)
             if len(rows) < own:
                 rows += [_filling(self.encoder)] * (own - len(rows))
             real = min(self.global_size, self.order.rows - step % per_epoch * self.global_size)
             for start in range(0, own, self.micro_size):
-                batch = _collate(self.encoder, rows[start : start + self.micro_size]) | {"real": real}
+                part = rows[start : start + self.micro_size]
+                batch = _collate(self.encoder, part) | {"real": real}
+                if self.together:
+                    batch["example"] = torch.tensor([row.example for row in part])
                 yield {name: _pinned(value) for name, value in batch.items()} if self.pin else batch
 
 
@@ -228,6 +248,24 @@ class EvaluationStream:
                 yield from [dict.fromkeys(SCHEMA.names)] * (rows.stop - rows.start)
                 continue
             yield from table.slice(rows.start, rows.stop - rows.start).to_pylist()
+
+
+def _together(instructions: pa.ChunkedArray) -> NDArray[np.int64]:
+    """The places of all rows, equal instructions together, in the order in which each comes first."""
+    codes = instructions.combine_chunks().dictionary_encode().indices.fill_null(-1)
+    return np.argsort(codes.to_numpy(zero_copy_only=False), kind="stable")
+
+
+def _by_length(row: _Row) -> tuple[int, ...]:
+    return -len(row.pair.ids), row.position
+
+
+def _by_example(rows: Sequence[_Row]) -> Callable[[_Row], tuple[int, ...]]:
+    """A key that sorts examples by their longest pair."""
+    longest: dict[int, int] = defaultdict(int)
+    for row in rows:
+        longest[row.example] = max(longest[row.example], len(row.pair.ids))
+    return lambda row: (-longest[row.example], row.example, *_by_length(row))
 
 
 def _encode(

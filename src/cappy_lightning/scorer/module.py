@@ -1,4 +1,4 @@
-"""The LightningModule: MSE between the score and the weak label, in fp32."""
+"""The LightningModule: MSE between the score and the weak label, with a ranking term if asked for, in fp32."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 from transformers import get_linear_schedule_with_warmup
 
 from cappy_lightning.checkpoints import CONFIG, OPTIMIZER_NAMES
@@ -18,11 +19,34 @@ from cappy_lightning.scorer.model import Scorer, depth
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
+def ranking_loss(logits: Tensor, scores: Tensor, examples: Tensor, weights: Tensor) -> Tensor:
+    """The pairwise logistic loss of RankNet (Burges et al., 2005), each two weighted by how far their scores differ.
+
+    Of two pairs i and j of an example with n pairs here, i the better one, the loss is
+    `2 / (n - 1) * (score_i - score_j) * log(1 + exp(logit_j - logit_i))`: for one example the mean over its twos times
+    n, so that an example counts as much as its pairs do in a sum of squared errors.
+
+    Args:
+        logits: [pairs].
+        scores: true ones in [0, 1], [pairs].
+        examples: equal for pairs of one example, [pairs].
+        weights: 0 for what does not count, else 1, [pairs].
+
+    Returns:
+        the sum over all twos; 0 where there are none.
+    """
+    same = (examples[:, None] == examples) & (weights[:, None] * weights > 0)
+    gaps = (scores[:, None] - scores).clamp(min=0) * same
+    others = (same.sum(dim=1, keepdim=True) - 1).clamp(min=1)
+    return (2 / others * gaps * functional.softplus(logits - logits[:, None])).sum()
+
+
 class CappyModule(pl.LightningModule):
     """Trains a scorer on batches of `CappyDataModule`.
 
     The loss is the mean squared error of sigmoid(logit), or of the raw logit of a linear regressor,
-    against the score in [0, 1], as in the paper (arXiv 2311.06720, section 3.2).
+    against the score in [0, 1], as in the paper (arXiv 2311.06720, section 3.2); with `optimizer.ranking` the
+    ranking loss besides, times that, which is ours.
 
     Args:
         scorer: what to train; of its parameters those with `requires_grad`.
@@ -69,10 +93,13 @@ class CappyModule(pl.LightningModule):
         """
         logits = self(batch)
         predicted = logits.sigmoid() if self.scorer.activation == "sigmoid" else logits
-        errors = (predicted - batch["score"]).square() * batch["weight"]
+        loss = ((predicted - batch["score"]).square() * batch["weight"]).sum()
+        if self.optimizer_config.ranking:
+            ranking = ranking_loss(logits, batch["score"], batch["example"], batch["weight"])
+            loss = loss + self.optimizer_config.ranking * ranking
         forwards = self.trainer.accumulate_grad_batches * self.trainer.world_size
-        loss: Tensor = errors.sum() * forwards / batch["real"]
-        return loss
+        of_step: Tensor = loss * forwards / batch["real"]
+        return of_step
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Collect one batch, filling too: a forward is a matter of all ranks under ZeRO-3."""
@@ -127,6 +154,8 @@ class CappyModule(pl.LightningModule):
             optimizer = DeepSpeedCPUAdam(groups, adamw_mode=True)
         else:
             optimizer = torch.optim.AdamW(groups, fused=True)
+            # What it can do to scaled gradients, for which Lightning would not clip them: bf16 scales none.
+            optimizer._step_supports_amp_scaling = False
         warmup = round(self.total_steps * settings.warmup)
         schedule = get_linear_schedule_with_warmup(optimizer, warmup, self.total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
