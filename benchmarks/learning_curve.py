@@ -40,7 +40,7 @@ Floats = NDArray[np.float64]
 #: Of the held-out tasks with 200 training examples, in alphabetical order, every second.
 TASKS = ("auto_categorization", "language_games", "object_counting", "tense", "word_unscrambling")
 #: Passes over the data by the number of examples: fewer examples are read more often.
-EPOCHS = {10: 16, 50: 8, 200: 4}
+EPOCHS = {10: 32, 50: 16, 200: 8}
 SEED = 1
 
 
@@ -48,6 +48,7 @@ def adapt(pool: Path, task: str, base: str, count: int, out: Path) -> list[Selec
     """What the scorer selects after adaptation with so many examples."""
     words = [f"data.pool={pool}", f"data.task={task}", f"data.max_train={count}", "data.max_validation=null"]
     words += [f"scorer.base={base}", f"trainer.epochs={EPOCHS[count]}", "trainer.validations=1", f"seed={SEED}"]
+    words.append("trainer.precision=bf16-mixed")
     config = load_config(["conf/bigbench.yaml", *words, f"run_dir={out}"])
     if code := finish(config):
         sys.exit(code)

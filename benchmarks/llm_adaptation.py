@@ -1,6 +1,7 @@
 """The scorer together with other ways to adapt an LLM to a task, and what each costs.
 
-    python benchmarks/llm_adaptation.py runs/llm_adaptation
+    python benchmarks/record_pools.py runs/pools
+    python benchmarks/llm_adaptation.py runs/pools runs/llm_adaptation
 
 For three BIG-bench tasks (150 training examples, at most 75 held-out ones) and the embedded LLM: prompts without
 examples, prompts with three, and the LLM finetuned by LoRA on the same training examples; each without the scorer,
@@ -52,12 +53,14 @@ def run(*command: object) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1]) | {"process_seconds": time.perf_counter() - begin}
 
 
-def prompted(task: str, folder: Path) -> dict[str, Any]:
+def prompted(task: str, recorded: Path, folder: Path) -> dict[str, Any]:
     """The reports of both prompts; leaves the pools of the one with examples in `pool.jsonl`."""
     reports = {}
     for name, shots in SHOTS.items():
-        words = (*RECIPE, f"data.task={task}", f"backbone.shots={shots}", f"run_dir={folder / name.replace(' ', '_')}")
-        config = load_config(words)
+        words = [*RECIPE, "trainer.precision=bf16-mixed", f"data.task={task}", f"backbone.shots={shots}"]
+        if shots:
+            words.append(f"data.pool={recorded}")
+        config = load_config([*words, f"run_dir={folder / name.replace(' ', '_')}"])
         if code := finish(config):
             sys.exit(code)
         reports[name] = json.loads(Path(config.run_dir, "report.json").read_text(encoding="utf-8"))
@@ -125,13 +128,13 @@ def show(results: dict[str, Any]) -> None:
         print(f"| {name} | {cost['trained']:,} | {cost['peak_mib']:,} | {cost['process_seconds']:.0f} |")
 
 
-def main(folder: str) -> None:
+def main(pools: str, folder: str) -> None:
     """Everything that is not done yet."""
     out = Path(folder)
     results: dict[str, Any] = {"tasks": {}}
     for task in TASKS:
         say(f"task: {task}")
-        reports = prompted(task, out / task)
+        reports = prompted(task, Path(pools) / f"{task}.jsonl", out / task)
         reports[FINETUNED] = finetuned(out / task)
         results["tasks"][task] = {name: report["tasks"][task] for name, report in reports.items()}
     results["costs"] = costs(out / TASKS[0] / "pool.jsonl", out / "costs")

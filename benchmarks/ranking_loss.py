@@ -1,0 +1,93 @@
+"""What the ranking loss of conf/bigbench.yaml gives, and longer training with it, on training examples alone.
+
+    python benchmarks/record_pools.py runs/pools
+    python benchmarks/ranking_loss.py runs/pools runs/ranking_loss
+
+Four of the twelve tasks, 200 training examples each in two folds, seed 1: a scorer that has not seen an example selects
+for it. Each training is a run of its own; what is finished is not done again. Prints a table and writes `results.json`.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cappy_lightning.config_loading import load_config
+from cappy_lightning.crossfit import fold_configs
+from cappy_lightning.files import write_json
+from cappy_lightning.labeling.measures import open_measure
+from cappy_lightning.labeling.rouge import RougeL
+from cappy_lightning.progress import say
+from cappy_lightning.records import Pool, Selection
+from cappy_lightning.run_dir import read_selections
+from cappy_lightning.selection.baselines import ORACLE, RANDOM, method_values, rewards
+from cappy_lightning.selection.bootstrap import interval, resample
+from cappy_lightning.sources.jsonl import read_labelled_pools
+from cappy_lightning.training import finish
+
+Floats = NDArray[np.float64]
+
+#: Of the tasks with 200 training examples, in alphabetical order, the first, and then every third.
+TASKS = ("auto_categorization", "linguistic_mappings", "qa_wikidata", "word_sorting")
+PLAIN = ("optimizer.ranking=0", "data.lanes=64", "batch.global_size=8", "batch.micro_size=8")
+#: The first is what the others are compared with.
+SETTINGS = {
+    "squared error, 4 epochs": (*PLAIN, "trainer.epochs=4"),
+    "squared error, 8 epochs": (*PLAIN, "trainer.epochs=8"),
+    "ranking too, 4 epochs": ("trainer.epochs=4",),
+    "ranking too, 8 epochs": ("trainer.epochs=8",),
+}
+
+
+def select(file: Path, task: str, words: tuple[str, ...], out: Path) -> tuple[list[Pool], list[Selection]]:
+    """The training pools of a task, and what scorers select of them that have not seen them."""
+    own = (f"data.pool={file}", f"data.task={task}", "trainer.precision=bf16-mixed", "seed=1", f"run_dir={out}")
+    config = load_config(["conf/bigbench.yaml", *own, *words])
+    pools = [pool for pool in read_labelled_pools([file]) if pool.example.split == "train"]
+    held: list[Pool] = []
+    selections: list[Selection] = []
+    for fold, part in enumerate(fold_configs(config, pools)):
+        if code := finish(part):
+            sys.exit(code)
+        held += (unseen := pools[fold :: config.select.folds])
+        selections += read_selections(Path(part.run_dir), unseen)
+    return held, selections
+
+
+def main(folder: str, results: str) -> None:
+    """Everything that is not done yet, then the table."""
+    out, rouge, measure = Path(results), RougeL("paper"), open_measure("rouge_l", "paper")
+    by_task: dict[str, dict[str, Floats]] = {}
+    for task in TASKS:
+        chosen = {}
+        for number, (name, words) in enumerate(SETTINGS.items()):
+            say(f"{task}: {name}")
+            pools, chosen[name] = select(Path(folder) / f"{task}.jsonl", task, words, out / task / str(number))
+        values, _ = method_values(pools, rewards(pools, measure), chosen, rouge)
+        by_task[task] = {name: np.array(row) for name, row in values.items()}
+    first = next(iter(SETTINGS))
+    found: dict[str, Any] = {}
+    for name in (RANDOM, ORACLE, *SETTINGS):
+        rows = [own[name] for own in by_task.values()]
+        gains = [own[name] - own[first] for own in by_task.values()]
+        generator = np.random.default_rng(0)
+        draws = np.mean([resample(own[None], generator)[0] for own in gains], axis=0)
+        found[name] = {
+            "mean": float(np.mean([row.mean() for row in rows])),
+            "better_by": interval(float(np.mean([own.mean() for own in gains])), draws),
+            "tasks": {task: float(row.mean()) for task, row in zip(by_task, rows, strict=True)},
+        }
+    write_json(out / "results.json", found)
+    print(f"| | {' | '.join(TASKS)} | average | better by |\n|---|{'---|' * (len(TASKS) + 2)}")
+    for name, own in found.items():
+        gain = own["better_by"]
+        told = f"{100 * gain['mean']:+.1f} [{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}]"
+        means = [f"{100 * value:.1f}" for value in (*own["tasks"].values(), own["mean"])]
+        print(f"| {name} | {' | '.join(means)} | {told if name in SETTINGS and name != first else ''} |")
+    say(f"results: {out / 'results.json'}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
