@@ -16,7 +16,8 @@ from cappy_lightning.files import atomic_path, write_text
 from cappy_lightning.model_card import checkpoint_facts, model_card
 from cappy_lightning.run_dir import CONFIG as RUN_CONFIG
 from cappy_lightning.scorer.adapter import add_adapter, save_adapter
-from cappy_lightning.scorer.cappy import Cappy, Floats, Pair
+from cappy_lightning.scorer.cappy import Cappy, Floats
+from cappy_lightning.scorer.inference import Pair
 from cappy_lightning.scorer.model import Scorer, build_scorer
 from cappy_lightning.scorer.onnx import OnnxScorer, write_onnx
 from cappy_lightning.scorer.saving import write_model

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from cappy_lightning.errors import InputError
@@ -24,6 +25,31 @@ def test_short_pairs_are_encoded_as_the_tokenizer_does(pools: list[Pool]) -> Non
     theirs = TOKENIZER(instructions, responses, padding="longest", truncation=False, return_tensors="pt")
     assert mine.keys() == theirs.keys()
     assert all((mine[name] == theirs[name]).all() for name in mine)
+
+
+def test_pairs_in_the_format_of_roberta_are_encoded_as_its_tokenizer_does(pools: list[Pool]) -> None:
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    texts = [pool.example.instruction for pool in pools[:20]]
+    backend.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=400, special_tokens=special, show_progress=False))
+    backend.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", unk_token="<unk>")
+    own = PairEncoder(tokenizer, 512, "left", use_segments=False)
+    answers = ["an answer", "", "other", *texts[3:]]
+    pairs = own.encode(texts, answers)
+    assert [pair.ids for pair in pairs] == tokenizer(texts, answers)["input_ids"]
+    assert pairs[1].ids[-3:] == [2, 2, 2]
+
+
+def test_equal_texts_are_read_once_and_give_equal_pairs() -> None:
+    words = " ".join(str(n) for n in range(100))
+    pairs = encoder(32).encode([words, "a", words, words], ["yes", "yes", "no", "yes"])
+    assert pairs[0] == pairs[3]
+    assert pairs == [
+        encoder(32).encode([one], [other])[0]
+        for one, other in ((words, "yes"), ("a", "yes"), (words, "no"), (words, "yes"))
+    ]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -65,7 +91,7 @@ def test_the_response_is_whole_whenever_it_fits_alone(a: str, b: str, max_length
     head = (first[max(0, len(first) - left) :] if side == "left" else first[:left]) if left else []
     assert pair.ids == [TOKENIZER.cls_token_id, *head, TOKENIZER.sep_token_id, *kept, TOKENIZER.sep_token_id]
     assert pair.cut == len(first) + len(second) - len(head) - len(kept)
-    assert len(pair.segments) == len(pair.ids)
+    assert pair.first == len(head) + 2
 
 
 def test_a_maximum_length_without_room_is_refused() -> None:

@@ -15,15 +15,12 @@ from cappy_lightning.files import atomic_path
 from cappy_lightning.instructions import fill_template
 from cappy_lightning.records import Ranked, Selection
 from cappy_lightning.scorer.adapter import find_adapter, load_adapter, read_settings
+from cappy_lightning.scorer.inference import Inference, Pair
 from cappy_lightning.scorer.model import Scorer, build_scorer, stored_settings
 from cappy_lightning.scorer.saving import write_model
 
-Pair = tuple[str, str]
 Task = str | Sequence[str | None] | None
 Floats = NDArray[np.float32]
-
-#: Pairs per forward of the scorer.
-BATCH_SIZE = 64
 
 
 class Cappy:
@@ -38,6 +35,7 @@ class Cappy:
 
     def __init__(self, scorer: Scorer) -> None:
         self.scorer = scorer
+        self._inference = Inference(scorer)
         self._tasks: tuple[str, ...] = ()
 
     @classmethod
@@ -118,20 +116,7 @@ class Cappy:
 
     def _logits(self, pairs: Sequence[Pair]) -> Floats:
         """Of one adapter, or of none."""
-        distinct = sorted(set(pairs), key=lambda pair: (len(pair[0]) + len(pair[1]), pair))
-        values = np.empty(len(distinct), dtype=np.float32)
-        device = next(self.scorer.model.parameters()).device
-        training = self.scorer.model.training
-        self.scorer.model.eval()
-        with torch.inference_mode():
-            for start in range(0, len(distinct), BATCH_SIZE):
-                instructions, responses = zip(*distinct[start : start + BATCH_SIZE], strict=True)
-                inputs = self.scorer.encoder.pad(self.scorer.encoder.encode(instructions, responses))
-                logits = self.scorer.logits({name: tensor.to(device) for name, tensor in inputs.items()})
-                values[start : start + BATCH_SIZE] = logits.cpu().numpy()
-        self.scorer.model.train(training)
-        index = {pair: number for number, pair in enumerate(distinct)}
-        return values[[index[pair] for pair in pairs]]
+        return np.fromiter(self._inference.logits(pairs), np.float32, len(pairs))
 
     def to_scores(self, logits: Floats) -> Floats:
         """The scores in [0, 1] that belong to logits."""

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -15,10 +17,10 @@ Side = Literal["left", "right"]
 
 @dataclass(frozen=True)
 class EncodedPair:
-    """The token ids of one pair, its segment ids, and how many tokens did not fit."""
+    """The token ids of one pair, how many of them are of the first segment, and how many tokens did not fit."""
 
     ids: list[int]
-    segments: list[int]
+    first: int
     cut: int
 
 
@@ -49,30 +51,47 @@ class PairEncoder:
         self._room = max_length - self._tokenizer.num_special_tokens_to_add(is_pair=True)
         if self._room < 2:
             raise InputError("scorer.max_length", f"is {max_length}, expected room for text beside the special tokens")
+        one, other = self._tokenizer.encode_batch(["a", "b"], add_special_tokens=False)
+        pair = self._tokenizer.post_process(one, other, add_special_tokens=True)
+        text = [place for place, special in enumerate(pair.special_tokens_mask) if not special]
+        begin, end, second, rest = text[0], text[len(one) - 1] + 1, text[len(one)], text[-1] + 1
+        #: Special tokens before, between and after the two texts.
+        self._before, self._between, self._after = pair.ids[:begin], pair.ids[end:second], pair.ids[rest:]
+        #: Tokens of the first segment beside those of the instruction; the pair begins with it.
+        self._first = pair.type_ids.count(0) - len(one) if 1 in pair.type_ids else max_length
 
     def encode(self, instructions: Sequence[str], responses: Sequence[str]) -> list[EncodedPair]:
-        """Encode pairs; the two sequences have the same length."""
-        firsts = self._tokenizer.encode_batch(list(instructions), add_special_tokens=False)
-        seconds = self._tokenizer.encode_batch(list(responses), add_special_tokens=False)
+        """Encode pairs; the two sequences have the same length. Equal texts are read once."""
+        firsts, seconds = self._ids(instructions), self._ids(responses)
         encoded = []
-        for first, second in zip(firsts, seconds, strict=True):
-            whole = len(first) + len(second)
-            second.truncate(self._room, direction="right")
-            first.truncate(self._room - len(second), direction=self.truncate_instruction)
-            cut = whole - len(first) - len(second)
-            pair = self._tokenizer.post_process(first, second, add_special_tokens=True)
-            encoded.append(EncodedPair(pair.ids, pair.type_ids, cut))
+        for instruction, response in zip(instructions, responses, strict=True):
+            first, second = firsts[instruction], seconds[response]
+            kept = second[: self._room]
+            room = self._room - len(kept)
+            if len(first) > room:
+                head = first[:room] if self.truncate_instruction == "right" else first[len(first) - room :]
+            else:
+                head = first
+            ids = [*self._before, *head, *self._between, *kept, *self._after]
+            cut = len(first) - len(head) + len(second) - len(kept)
+            encoded.append(EncodedPair(ids, self._first + len(head), cut))
         return encoded
+
+    def _ids(self, texts: Sequence[str]) -> dict[str, list[int]]:
+        """The tokens of each distinct text, special ones left out."""
+        distinct = list(dict.fromkeys(texts))
+        encoded = self._tokenizer.encode_batch_fast(distinct, add_special_tokens=False)
+        return {text: encoding.ids for text, encoding in zip(distinct, encoded, strict=True)}
 
     def pad(self, pairs: Sequence[EncodedPair]) -> dict[str, Tensor]:
         """Stack pairs into the encoder's inputs, [batch, longest pair], padded on the right."""
-        width = max(len(pair.ids) for pair in pairs)
-        ids = torch.full((len(pairs), width), self.pad_id)
-        mask = torch.zeros_like(ids)
-        segments = torch.zeros_like(ids)
-        for row, pair in enumerate(pairs):
-            ids[row, : len(pair.ids)] = torch.tensor(pair.ids)
-            mask[row, : len(pair.ids)] = 1
-            segments[row, : len(pair.ids)] = torch.tensor(pair.segments)
-        inputs = {"input_ids": ids, "attention_mask": mask}
-        return inputs | {"token_type_ids": segments} if self.use_segments else inputs
+        lengths = np.array([len(pair.ids) for pair in pairs])
+        places = np.arange(lengths.max())
+        real = places < lengths[:, None]
+        ids = np.full(real.shape, self.pad_id, dtype=np.int64)
+        ids[real] = np.fromiter(chain.from_iterable(pair.ids for pair in pairs), np.int64, lengths.sum())
+        inputs = {"input_ids": ids, "attention_mask": real.astype(np.int64)}
+        if self.use_segments:
+            firsts = np.array([pair.first for pair in pairs])
+            inputs["token_type_ids"] = (real & (places >= firsts[:, None])).astype(np.int64)
+        return {name: torch.from_numpy(array) for name, array in inputs.items()}
