@@ -50,6 +50,7 @@ from cappy_lightning.scorer.model import (
     weights_hash,
 )
 from cappy_lightning.scorer.module import CappyModule
+from cappy_lightning.scorer.unpadded import can_unpad, unpad
 from cappy_lightning.selection.engine import select_by_logits
 from cappy_lightning.selection.fusion import FILE as FUSION
 from cappy_lightning.selection.fusion import Fusion
@@ -113,7 +114,10 @@ def _fit(config: Config, run: RunDir) -> int:
     results = Results(run.path)
     export = Export(run.path, told, steps, results)
     trainer = _fit_trainer(config, run.path, steps, results, export)
-    if config.trainer.precision == "bf16-mixed" and isinstance(trainer.accelerator, CPUAccelerator):
+    on_cpu, half = isinstance(trainer.accelerator, CPUAccelerator), config.trainer.precision == "bf16-mixed"
+    if can_unpad(scorer.config, training=True) and (on_cpu or half) and not config.trainer.compile:
+        unpad(scorer.model, scorer.encoder)
+    elif on_cpu and half:
         plain_attention(scorer)
     run.commit()
     latest = latest_checkpoint(run.path / CHECKPOINTS)

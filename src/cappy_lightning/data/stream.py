@@ -290,7 +290,7 @@ def _filling(encoder: PairEncoder) -> _Row:
 
 def _collate(encoder: PairEncoder, rows: Sequence[_Row]) -> Batch:
     pairs = [row.pair for row in rows]
-    inputs = encoder.pad(pairs)
+    inputs = encoder.batch(pairs)
     real = [row.pair for row in rows if row.weight]
     return {
         **inputs,

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -37,6 +38,9 @@ class PairEncoder:
         truncate_instruction: the end of the instruction that gives way.
         use_segments: whether the encoder distinguishes the two texts by segment ids (BERT).
 
+    Attributes:
+        packed_from: the position of a pair's first token, where batches are packed into one row; None: they are padded.
+
     Raises:
         InputError: `max_length` leaves no room beside the special tokens.
     """
@@ -44,6 +48,7 @@ class PairEncoder:
     def __init__(self, tokenizer: "object", max_length: int, truncate_instruction: Side, use_segments: bool) -> None:
         backend = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
         self._tokenizer = Tokenizer.from_str(backend.to_str())
+        self.packed_from: int | None = None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.pad_id = int(tokenizer.pad_token_id)  # type: ignore[attr-defined]
@@ -83,15 +88,43 @@ class PairEncoder:
         encoded = self._tokenizer.encode_batch_fast(distinct, add_special_tokens=False)
         return {text: encoding.ids for text, encoding in zip(distinct, encoded, strict=True)}
 
+    def batch(self, pairs: Sequence[EncodedPair]) -> dict[str, Any]:
+        """The inputs of a forward: padded, or packed where `packed_from` says so."""
+        return self.pad(pairs) if self.packed_from is None else self.pack(pairs, self.packed_from)
+
     def pad(self, pairs: Sequence[EncodedPair]) -> dict[str, Tensor]:
         """Stack pairs into the encoder's inputs, [batch, longest pair], padded on the right."""
         lengths = np.array([len(pair.ids) for pair in pairs])
         places = np.arange(lengths.max())
         real = places < lengths[:, None]
         ids = np.full(real.shape, self.pad_id, dtype=np.int64)
-        ids[real] = np.fromiter(chain.from_iterable(pair.ids for pair in pairs), np.int64, lengths.sum())
+        ids[real] = self._flat(pairs, lengths.sum())
         inputs = {"input_ids": ids, "attention_mask": real.astype(np.int64)}
         if self.use_segments:
             firsts = np.array([pair.first for pair in pairs])
             inputs["token_type_ids"] = (real & (places >= firsts[:, None])).astype(np.int64)
         return {name: torch.from_numpy(array) for name, array in inputs.items()}
+
+    def pack(self, pairs: Sequence[EncodedPair], first_position: int) -> dict[str, Any]:
+        """Put pairs into one row, one after the other.
+
+        Args:
+            pairs: at least one.
+            first_position: of the first token of each.
+
+        Returns:
+            `input_ids`, `position_ids` and, where they are used, `token_type_ids`, [1, tokens]; `starts`, where each
+            pair begins and the last one ends, [pairs + 1]; `longest`, a plain number.
+        """
+        lengths = np.array([len(pair.ids) for pair in pairs])
+        starts = np.concatenate([[0], lengths.cumsum()])
+        places = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)
+        row = {"input_ids": self._flat(pairs, starts[-1]), "position_ids": places + first_position}
+        if self.use_segments:
+            firsts = np.repeat([pair.first for pair in pairs], lengths)
+            row["token_type_ids"] = (places >= firsts).astype(np.int64)
+        inputs: dict[str, Any] = {name: torch.from_numpy(values)[None] for name, values in row.items()}
+        return inputs | {"starts": torch.from_numpy(starts.astype(np.int32)), "longest": int(lengths.max())}
+
+    def _flat(self, pairs: Sequence[EncodedPair], count: int) -> NDArray[np.int64]:
+        return np.fromiter(chain.from_iterable(pair.ids for pair in pairs), np.int64, count)

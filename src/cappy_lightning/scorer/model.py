@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from cappy_lightning.config import ScorerConfig
 from cappy_lightning.errors import InputError
 from cappy_lightning.scorer.encoding import PairEncoder, Side
+from cappy_lightning.scorer.unpadded import unpadded_logits
 
 Activation = Literal["sigmoid", "identity"]
 
@@ -100,9 +101,10 @@ class Scorer:
         """The Hugging Face config of the model."""
         return self.model.config
 
-    def logits(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Raw fp32 outputs of the head, [batch]."""
-        logits: Tensor = self.model(**inputs).logits
+    def logits(self, inputs: dict[str, Any]) -> Tensor:
+        """Raw fp32 outputs of the head for a batch of the encoder, padded or packed, [pairs]."""
+        packed = "starts" in inputs
+        logits: Tensor = unpadded_logits(self.model, inputs) if packed else self.model(**inputs).logits
         return logits.squeeze(-1).float()
 
     def scores(self, logits: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from cappy_lightning.config import OptimizerConfig
 from cappy_lightning.scorer.metrics import validation_metrics
 from cappy_lightning.scorer.model import Scorer, depth
 
-_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "starts", "longest")
 
 
 def ranking_loss(logits: Tensor, scores: Tensor, examples: Tensor, weights: Tensor) -> Tensor:

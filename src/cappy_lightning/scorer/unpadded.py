@@ -1,0 +1,134 @@
+"""A forward without padding: the pairs of a batch stand one after the other in one row.
+
+Attention goes through transformers' interface for it, so that the modules are Hugging Face's own: on a GPU in half
+precision by `torch.nn.attention.varlen`, elsewhere pair by pair. Positions begin anew with each pair, and no pair
+attends to another.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from cappy_lightning.scorer.encoding import PairEncoder
+
+#: The name of the attention in transformers' interface.
+NAME = "cappy_unpadded"
+
+
+def _roberta_head(model: Any, first: Tensor) -> Tensor:
+    logits: Tensor = model.classifier(first[:, None])
+    return logits
+
+
+def _bert_head(model: Any, first: Tensor) -> Tensor:
+    logits: Tensor = model.classifier(model.dropout(model.bert.pooler(first[:, None])))
+    return logits
+
+
+#: What an architecture makes of the first token of every pair, [pairs, width] to [pairs, 1]. Others than these have
+#: attention of their own.
+_HEADS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "bert": _bert_head,
+    "roberta": _roberta_head,
+    "xlm-roberta": _roberta_head,
+}
+
+
+def can_unpad(config: Any, *, training: bool) -> bool:
+    """Whether a model can do without padding.
+
+    `torch.nn.attention.varlen` has no dropout.
+
+    Args:
+        config: the Hugging Face config of the model.
+        training: whether dropout counts.
+    """
+    return config.model_type in _HEADS and not (training and config.attention_probs_dropout_prob)
+
+
+def unpad(model: Any, encoder: PairEncoder) -> None:
+    """Let a model take packed batches, and its encoder make them; padded ones are computed as ever.
+
+    Args:
+        model: one that `can_unpad`, or the PEFT model around one.
+        encoder: of pairs for it.
+    """
+    AttentionInterface.register(NAME, _attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    model.set_attn_implementation(NAME)
+    # RoBERTa's positions begin behind the padding index.
+    encoder.packed_from = 0 if model.config.model_type == "bert" else model.config.pad_token_id + 1
+
+
+def unpadded_logits(model: nn.Module, packed: dict[str, Any]) -> Tensor:
+    """Raw outputs of the head, [pairs, 1].
+
+    Args:
+        model: after `unpad`.
+        packed: from its encoder, on the model's device.
+    """
+    whole: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    encoder = getattr(whole, whole.base_model_prefix)
+    starts, longest = packed["starts"], packed["longest"]
+    inputs = {name: value for name, value in packed.items() if name.endswith("_ids")}
+    hidden = encoder(
+        **inputs, cu_seq_lens_q=starts, cu_seq_lens_k=starts, max_length_q=longest, max_length_k=longest
+    ).last_hidden_state
+    return _HEADS[whole.config.model_type](whole, hidden[0, starts[:-1].long()])
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Attention of [1, heads, tokens, width] within each pair; gives [1, tokens, heads, width]."""
+    if cu_seq_lens_q is None or max_length_q is None:
+        padded: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **options
+        )
+        return padded
+    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+        from torch.nn.attention.varlen import varlen_attn
+
+        queries, keys, values = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+        found = varlen_attn(
+            queries, keys, values, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, scale=scaling
+        )
+        assert isinstance(found, Tensor)
+        return found[None], None
+    return torch.cat(list(_by_length(query, key, value, cu_seq_lens_q, scaling)), dim=2).transpose(1, 2), None
+
+
+def _by_length(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, scaling: float) -> Iterator[Tensor]:
+    """Attention within each pair, [1, heads, tokens, width] each; neighbours of one length together."""
+    heads, width = query.shape[1], query.shape[3]
+    begin = 0
+    for length, same in groupby(starts.diff().tolist()):
+        count = len(list(same))
+        rows = slice(begin, begin := begin + count * length)
+        queries, keys, values = (
+            tensor[0, :, rows].reshape(heads, count, length, width).transpose(0, 1) for tensor in (query, key, value)
+        )
+        yield _attend(queries, keys, values, scaling).transpose(0, 1).reshape(1, heads, count * length, width)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    """Attention without mask, of [pairs, heads, tokens, width]."""
+    if query.dtype == torch.float32:
+        return nn.functional.scaled_dot_product_attention(query, key, value, scale=scaling)
+    # The fused kernel goes back in bf16 on CPUs four times as slowly as plain matrix products.
+    return (query @ key.transpose(-1, -2) * scaling).softmax(dim=-1) @ value
