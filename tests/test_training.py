@@ -94,8 +94,6 @@ def test_two_processes_train_and_export_one_adapter(lora_run: Path, tmp_path: Pa
     assert done.stdout.count("results:") == 1
     mine, theirs = metrics(run_dir), metrics(lora_run)
     assert mine.keys() == theirs.keys()
-    for found in (mine, theirs):
-        del found["train/padding_share"]  # smaller forwards have less padding
     assert mine == pytest.approx(theirs, rel=1e-4)  # the same pairs behind every step, and no dropout
     assert Cappy.from_pretrained(run_dir / "adapter").score([("a", "b")]).shape == (1,)
 
@@ -107,7 +105,9 @@ def test_dropout_is_at_work_in_training_and_not_in_the_export(
     without = request.getfixturevalue(f"{mode}_run")
     done = cappy("train", *SHORT_RUN, *more, "scorer.dropout=0.5", f"run_dir={tmp_path / 'run'}")
     assert done.returncode == 0, done.stderr
-    assert metrics(without)["train/loss"] != metrics(tmp_path / "run")["train/loss"]
+    ours, theirs = metrics(tmp_path / "run"), metrics(without)
+    assert ours["train/loss"] != theirs["train/loss"]
+    assert ours["train/padding_share"] > theirs["train/padding_share"] == 0  # attention with dropout wants padding
     scorer = Cappy.from_pretrained(tmp_path / "run" / {"lora": "adapter", "full": "model"}[mode])
     pairs = [(ROWS[0]["instruction"], "a"), (ROWS[1]["instruction"], "b")]
     assert scorer.score(pairs).tolist() == scorer.score(pairs).tolist()
