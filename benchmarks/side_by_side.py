@@ -46,9 +46,8 @@ def show(title: str, seconds: Mapping[str, list[float]], pairs: int, out: Path |
     """Print the medians as Markdown, each with how many times as long as the first it takes, and write them as JSON."""
     medians = {name: statistics.median(own) for name, own in seconds.items()}
     first = next(iter(medians))
-    print(
-        f"\n{title}: {pairs:,} pairs, median of {len(seconds[first])} repeats in turn; {', '.join(machine().values())}\n"
-    )
+    told = f"median of {len(seconds[first])} repeats in turn; {', '.join(machine().values())}"
+    print(f"\n{title}: {pairs:,} pairs, {told}\n")
     print(f"| | seconds | pairs/s | {first} is |\n|---|---|---|---|")
     for name, value in medians.items():
         ratio = "" if name == first else f"{value / medians[first]:.2f} x as fast"

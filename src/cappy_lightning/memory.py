@@ -17,6 +17,7 @@ from transformers.initialization import no_init_weights
 
 from cappy_lightning.config import Config
 from cappy_lightning.scorer.adapter import lora_config, quiet_peft
+from cappy_lightning.scorer.forward import skip_other_tokens
 from cappy_lightning.scorer.model import base_config
 from cappy_lightning.strategies import BUCKET
 
@@ -117,6 +118,7 @@ def _model(config: Config, dtype: torch.dtype) -> torch.nn.Module:
     hf_config.attention_probs_dropout_prob = hf_config.attention_dropout = 0.0
     with torch.device("meta"), no_init_weights(), quiet_peft():
         model: torch.nn.Module = AutoModelForSequenceClassification.from_config(hf_config, dtype=dtype)
+        skip_other_tokens(model)
         if config.finetune.mode != "full":
             adapter = lora_config(hf_config, config.finetune, config.scorer.base)
             model = get_peft_model(model, adapter, autocast_adapter_dtype=False)  # DeepSpeed casts all alike

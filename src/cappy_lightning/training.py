@@ -39,6 +39,7 @@ from cappy_lightning.records import Pool
 from cappy_lightning.run_dir import FOLDS, METRICS, SELECTIONS, RunDir, job_folder, rank
 from cappy_lightning.scorer.adapter import add_adapter
 from cappy_lightning.scorer.cappy import Cappy
+from cappy_lightning.scorer.forward import can_unpad, plain_attention, unpad
 from cappy_lightning.scorer.metrics import validation_metrics
 from cappy_lightning.scorer.model import (
     Scorer,
@@ -46,11 +47,9 @@ from cappy_lightning.scorer.model import (
     build_scorer,
     checkpoint_activations,
     head_names,
-    plain_attention,
     weights_hash,
 )
 from cappy_lightning.scorer.module import CappyModule
-from cappy_lightning.scorer.unpadded import can_unpad, unpad
 from cappy_lightning.selection.engine import select_by_logits
 from cappy_lightning.selection.fusion import FILE as FUSION
 from cappy_lightning.selection.fusion import Fusion
@@ -118,7 +117,7 @@ def _fit(config: Config, run: RunDir) -> int:
     if can_unpad(scorer.config, training=True) and (on_cpu or half) and not config.trainer.compile:
         unpad(scorer.model, scorer.encoder)
     elif on_cpu and half:
-        plain_attention(scorer)
+        plain_attention(scorer.model)
     run.commit()
     latest = latest_checkpoint(run.path / CHECKPOINTS)
     if rank() == 0:

@@ -19,7 +19,6 @@ from cappy_lightning.scorer.model import (
     depth,
     head_names,
     in_head,
-    plain_attention,
     resolve_base,
 )
 
@@ -51,23 +50,6 @@ def test_a_new_head_begins_at_the_mean_score(model_type: str, activation: str) -
     for extreme in (0.0, 1.0):
         begin_at_mean(scorer, extreme)
         assert np.isfinite(Cappy(scorer).logits(PAIRS)).all()
-
-
-@pytest.mark.parametrize("mode", ["full", "lora"])
-@pytest.mark.parametrize("model_type", ARCHITECTURES)
-def test_plain_attention_changes_no_score_and_no_export(model_type: str, mode: str, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    scorer = build_scorer(settings(model_type))
-    if mode == "lora":
-        add_adapter(scorer, FinetuneConfig(mode="lora"))
-    cappy = Cappy(scorer)
-    before = cappy.logits(PAIRS)
-    cappy.save_pretrained(tmp_path / "before")
-    plain_attention(scorer)
-    assert scorer.config._attn_implementation == "eager"
-    assert np.allclose(cappy.logits(PAIRS), before, atol=1e-5)
-    cappy.save_pretrained(tmp_path / "after")
-    assert (tmp_path / "after" / "config.json").read_bytes() == (tmp_path / "before" / "config.json").read_bytes()
 
 
 @pytest.mark.parametrize("mode", ["lora", "head", "layers"])

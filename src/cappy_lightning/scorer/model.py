@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from cappy_lightning.config import ScorerConfig
 from cappy_lightning.errors import InputError
 from cappy_lightning.scorer.encoding import PairEncoder, Side
-from cappy_lightning.scorer.unpadded import unpadded_logits
+from cappy_lightning.scorer.forward import padded_logits, skip_other_tokens, unpadded_logits
 
 Activation = Literal["sigmoid", "identity"]
 
@@ -103,9 +103,8 @@ class Scorer:
 
     def logits(self, inputs: dict[str, Any]) -> Tensor:
         """Raw fp32 outputs of the head for a batch of the encoder, padded or packed, [pairs]."""
-        packed = "starts" in inputs
-        logits: Tensor = unpadded_logits(self.model, inputs) if packed else self.model(**inputs).logits
-        return logits.squeeze(-1).float()
+        forward = unpadded_logits if "starts" in inputs else padded_logits
+        return forward(self.model, inputs).squeeze(-1).float()
 
     def scores(self, logits: Tensor) -> Tensor:
         """Scores in [0, 1] of logits: their sigmoid, or the clamped logit of a linear regressor."""
@@ -218,6 +217,7 @@ def build_scorer(config: ScorerConfig, *, new_head: bool = True) -> Scorer:
             model, info = _load_weights(resolve_base(config.base), hf_config, config.revision)
             missing = set(info["missing_keys"])
     model.float()
+    skip_other_tokens(model)
     fresh = {name for name in missing if in_head(name, heads)}
     if missing - fresh and not config.random_weights:
         raise InputError(
@@ -294,15 +294,6 @@ def checkpoint_activations(scorer: Scorer) -> None:
         warnings.simplefilter("ignore", FutureWarning)
         model: Any = scorer.model
         model.gradient_checkpointing_enable({"use_reentrant": False})
-
-
-def plain_attention(scorer: Scorer) -> None:
-    """Let attention be plain matrix products instead of torch's fused kernel.
-
-    On a CPU that kernel goes back in bf16 four times as slowly as in fp32, which costs more than bf16 gains.
-    """
-    model: Any = scorer.model
-    model.set_attn_implementation("eager")
 
 
 def weights_hash(model: nn.Module, heads: tuple[str, ...]) -> str:

@@ -1,8 +1,8 @@
-"""A forward without padding: the pairs of a batch stand one after the other in one row.
+"""The forward of BERT and RoBERTa without what nobody needs: padding, and tokens that the head does not read.
 
-Attention goes through transformers' interface for it, so that the modules are Hugging Face's own: on a GPU in half
-precision by `torch.nn.attention.varlen`, elsewhere pair by pair. Positions begin anew with each pair, and no pair
-attends to another.
+Without padding the pairs of a batch stand one after the other in one row. Attention goes through transformers'
+interface for it, so that the modules are Hugging Face's own: on a GPU in half precision by
+`torch.nn.attention.varlen`, elsewhere pair by pair. Positions begin anew with each pair; none attends to another.
 """
 
 from collections.abc import Callable, Iterator
@@ -41,6 +41,56 @@ _HEADS: dict[str, Callable[[Any, Tensor], Tensor]] = {
 }
 
 
+class FirstTokens:
+    """Lets the last layer go on, after its attention, with the first token of each pair alone: the head reads no other.
+
+    A hook before the module that takes the attention's result; gradients and scores stay what they are.
+
+    Attributes:
+        starts: of the packed batch in work, where each pair begins and the last one ends; None: it is padded.
+    """
+
+    def __init__(self) -> None:
+        self.starts: Tensor | None = None
+        self._tokens = 0
+
+    def of_batch(self, packed: dict[str, Any] | None) -> None:
+        """Say what the next forward, and its backward with activation checkpointing, will be about."""
+        self.starts = None if packed is None else packed["starts"]
+        self._tokens = 0 if packed is None else packed["input_ids"].shape[1]
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Of every input, [batch, tokens, width], what belongs to first tokens."""
+        if self.starts is not None and inputs[0].shape[:2] == (1, self._tokens):
+            return tuple(tensor[:, self.starts[:-1]] for tensor in inputs)
+        return tuple(tensor[:, :1] for tensor in inputs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "FirstTokens":
+        """The same one: PEFT copies whole layers."""
+        return self
+
+
+def skip_other_tokens(model: Any) -> None:
+    """Let the last layer compute first tokens only, where the architecture is known.
+
+    Args:
+        model: a one-logit classifier of transformers.
+    """
+    if model.config.model_type in _HEADS:
+        model.first_tokens = FirstTokens()
+        last = getattr(model, model.base_model_prefix).encoder.layer[-1]
+        last.attention.output.register_forward_pre_hook(model.first_tokens)
+
+
+def padded_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """Raw outputs of the head for a padded batch, [pairs, 1]."""
+    whole: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    if first_tokens := getattr(whole, "first_tokens", None):
+        first_tokens.of_batch(None)
+    logits: Tensor = model(**inputs).logits
+    return logits
+
+
 def can_unpad(config: Any, *, training: bool) -> bool:
     """Whether a model can do without padding.
 
@@ -62,26 +112,45 @@ def unpad(model: Any, encoder: PairEncoder) -> None:
     """
     AttentionInterface.register(NAME, _attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
-    model.set_attn_implementation(NAME)
+    _set_attention(model, NAME)
     # RoBERTa's positions begin behind the padding index.
     encoder.packed_from = 0 if model.config.model_type == "bert" else model.config.pad_token_id + 1
 
 
+def plain_attention(model: Any) -> None:
+    """Let attention be plain matrix products instead of torch's fused kernel.
+
+    On a CPU that kernel goes back in bf16 four times as slowly as in fp32, which costs more than bf16 gains.
+
+    Args:
+        model: any of transformers, or the PEFT model around one.
+    """
+    _set_attention(model, "eager")
+
+
+def _set_attention(model: Any, name: str) -> None:
+    model.set_attn_implementation(name)
+    for module in model.modules():  # layers that PEFT has copied have a config of their own
+        if hasattr(module, "config") and hasattr(module.config, "_attn_implementation"):
+            module.config._attn_implementation = name
+
+
 def unpadded_logits(model: nn.Module, packed: dict[str, Any]) -> Tensor:
-    """Raw outputs of the head, [pairs, 1].
+    """Raw outputs of the head for a packed batch, [pairs, 1].
 
     Args:
         model: after `unpad`.
         packed: from its encoder, on the model's device.
     """
     whole: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    whole.first_tokens.of_batch(packed)
     encoder = getattr(whole, whole.base_model_prefix)
     starts, longest = packed["starts"], packed["longest"]
     inputs = {name: value for name, value in packed.items() if name.endswith("_ids")}
     hidden = encoder(
         **inputs, cu_seq_lens_q=starts, cu_seq_lens_k=starts, max_length_q=longest, max_length_k=longest
     ).last_hidden_state
-    return _HEADS[whole.config.model_type](whole, hidden[0, starts[:-1].long()])
+    return _HEADS[whole.config.model_type](whole, hidden[0])
 
 
 def _attention(
