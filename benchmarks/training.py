@@ -137,9 +137,8 @@ def main() -> None:
     first = statistics.median(rates["cappy-lightning"])
     encoder = build_scorer(BASE).encoder
     lengths = [len(pair.ids) for pair in encoder.encode([i.instruction for i in held], [i.response for i in held])]
-    print(
-        f"\nPairs of {np.mean(lengths):.0f} tokens on average, {max(lengths)} at most; {', '.join(machine().values())}\n"
-    )
+    told = f"{np.mean(lengths):.0f} tokens a pair on average, {max(lengths)} at most"
+    print(f"\nTraining: {told}; {', '.join(machine().values())}\n")
     print("| | pairs/s | cappy-lightning is | loss on held-out pairs |\n|---|---|---|---|")
     for name in CONTESTANTS:
         rate = statistics.median(rates[name])
