@@ -3,10 +3,13 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import TINY_RUN, Run
 
-from cappy_lightning.data.shards import write_instances
+from cappy_lightning import Cappy
+from cappy_lightning.data.reading import read_table
+from cappy_lightning.data.shards import read_manifest, write_instances
 from cappy_lightning.records import Instance
 
 
@@ -32,14 +35,20 @@ def metrics(shards: Path) -> dict[str, float]:
 
 def test_caps_and_weights_make_the_epoch_and_the_test_set_is_scored(shards: Path, cappy: Run) -> None:
     mixture = ("data.caps={t0: 40}", "data.weights={'t1': 1.5}")  # 40 and 150 instances
-    done = cappy(*words(shards, *mixture, f"data.test_instances={shards / 'test'}"))
+    done = cappy(*words(shards, *mixture, "scorer.dropout=0", f"data.test_instances={shards / 'test'}"))
     assert done.returncode == 0, done.stderr
     found = metrics(shards)
     assert found["train/steps"] == 12  # of 16: 190 instances
-    assert 0 <= found["train/padding_share"] < 0.5
+    assert 0 < found["train/padding_share"] < 0.01  # the filling of the last step
     assert found["train/skipped_instances"] == 0
     assert {f"test/{name}" for name in ("mse", "mae", "pearson", "spearman", "best_first")} <= found.keys()
     assert found["test/mse"] != found["validation/mse"]
+    instances = read_table([read_manifest(shards / "validation")]).to_pylist()
+    scores = Cappy.from_pretrained(shards / "run" / "model").score(
+        [(i["instruction"], i["response"]) for i in instances]
+    )
+    errors = [(score - instance["score"]) ** 2 for score, instance in zip(scores, instances, strict=True)]
+    assert found["validation/mse"] == pytest.approx(np.mean(errors), rel=1e-4)
 
 
 def test_a_damaged_shard_is_named_before_the_training_or_skipped(shards: Path, cappy: Run) -> None:

@@ -266,7 +266,10 @@ def _trainer(
 
 def _evaluate_instances(config: Config, directory: Path, datamodule: CappyDataModule, results: Results) -> None:
     """The last validation round and the test, on all ranks, of the exported scorer as a user would load it."""
-    module = CappyModule(Cappy.from_pretrained(directory).scorer, config.optimizer, datamodule.total_steps)
+    scorer = Cappy.from_pretrained(directory).scorer
+    if datamodule.encoder.packed_from is not None:
+        unpad(scorer.model, scorer.encoder)
+    module = CappyModule(scorer, config.optimizer, datamodule.total_steps)
     trainer = _trainer(config, "ddp" if _ranks(config) > 1 else "auto", [])
     (values,) = trainer.validate(module, datamodule=datamodule, verbose=False)
     assert module.last_validation is not None

@@ -143,6 +143,7 @@ def unpadded_logits(model: nn.Module, packed: dict[str, Any]) -> Tensor:
         packed: from its encoder, on the model's device.
     """
     whole: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    assert whole.config._attn_implementation == NAME, "every pair would attend to all others"
     whole.first_tokens.of_batch(packed)
     encoder = getattr(whole, whole.base_model_prefix)
     starts, longest = packed["starts"], packed["longest"]
