@@ -30,7 +30,7 @@ from cappy_lightning.run_dir import read_selections
 from cappy_lightning.scorer.cappy import Cappy
 from cappy_lightning.scorer.model import build_scorer
 from cappy_lightning.selection.baselines import ORACLE, RANDOM, method_values, rewards
-from cappy_lightning.selection.bootstrap import interval, resample
+from cappy_lightning.selection.bootstrap import interval, percent_range, resample
 from cappy_lightning.selection.engine import select_from_pools
 from cappy_lightning.sources.jsonl import read_labelled_pools
 from cappy_lightning.training import finish
@@ -129,7 +129,7 @@ def main(folder: str, pretrained: str, results: str) -> None:
     for count in (0, *EPOCHS):
         gain = found[f"pretrained is better at {count}"]
         cells = [f"{100 * found[f'{start} {count}']['mean']:.1f}" for start in ("bare", "pretrained")]
-        told = f"{100 * gain['mean']:+.1f} [{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}]"
+        told = f"{100 * gain['mean']:+.1f} [{percent_range(gain, '+')}]"
         print(f"| {count} | {' | '.join(cells)} | {told} |")
     for name in (RANDOM, best, ORACLE):
         print(f"{name}: {100 * found[name]['mean']:.1f}")

@@ -23,7 +23,7 @@ from cappy_lightning.progress import say
 from cappy_lightning.records import Pool, Selection
 from cappy_lightning.run_dir import read_selections
 from cappy_lightning.selection.baselines import ORACLE, RANDOM, method_values, rewards
-from cappy_lightning.selection.bootstrap import interval, resample
+from cappy_lightning.selection.bootstrap import interval, percent_range, resample
 from cappy_lightning.sources.jsonl import read_labelled_pools
 from cappy_lightning.training import finish
 
@@ -83,7 +83,7 @@ def main(folder: str, results: str) -> None:
     print(f"| | {' | '.join(TASKS)} | average | better by |\n|---|{'---|' * (len(TASKS) + 2)}")
     for name, own in found.items():
         gain = own["better_by"]
-        told = f"{100 * gain['mean']:+.1f} [{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}]"
+        told = f"{100 * gain['mean']:+.1f} [{percent_range(gain, '+')}]"
         means = [f"{100 * value:.1f}" for value in (*own["tasks"].values(), own["mean"])]
         print(f"| {name} | {' | '.join(means)} | {told if name in SETTINGS and name != first else ''} |")
     say(f"results: {out / 'results.json'}")

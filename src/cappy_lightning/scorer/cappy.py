@@ -80,12 +80,13 @@ class Cappy:
             settings["max_length"] = max_length
         revision = revision or (stored[0].get("revision") if adapters else None)
         config = ScorerConfig(base=stored[0]["base"] if own else str(path), revision=revision, **settings)
-        cappy = cls(build_scorer(config, new_head=bool(adapters)))
+        scorer = build_scorer(config, new_head=bool(adapters))
         for (name, directory), own_settings in zip(adapters.items(), stored, strict=False):
-            load_adapter(cappy.scorer, directory, own_settings, name)
+            load_adapter(scorer, directory, own_settings, name)
+        scorer.model.eval().requires_grad_(False)
+        scorer.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        cappy = cls(scorer)  # how many tokens a forward has goes by the device
         cappy._tasks = tuple(adapters) if isinstance(adapter, Mapping) else ()
-        cappy.scorer.model.eval().requires_grad_(False)
-        cappy.scorer.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         return cappy
 
     def logits(self, pairs: Sequence[Pair], task: Task = None) -> Floats:
