@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 
+from cappy_lightning import Cappy
 from cappy_lightning.config import ScorerConfig
 from cappy_lightning.config_loading import load_config
 from cappy_lightning.evaluation.promptsource import evaluate_promptsource
 from cappy_lightning.files import read_jsonl, to_line, write_json, write_text
 from cappy_lightning.progress import say
-from cappy_lightning.scorer.cappy import Cappy
 from cappy_lightning.scorer.model import build_scorer
 from cappy_lightning.sources.spec import Sources
 from cappy_lightning.training import finish

@@ -18,6 +18,7 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from cappy_lightning import Cappy
 from cappy_lightning.config import ScorerConfig
 from cappy_lightning.config_loading import load_config
 from cappy_lightning.files import write_json
@@ -27,7 +28,6 @@ from cappy_lightning.page import write_picture
 from cappy_lightning.progress import say
 from cappy_lightning.records import Pool, Selection
 from cappy_lightning.run_dir import read_selections
-from cappy_lightning.scorer.cappy import Cappy
 from cappy_lightning.scorer.model import build_scorer
 from cappy_lightning.selection.baselines import ORACLE, RANDOM, method_values, rewards
 from cappy_lightning.selection.bootstrap import interval, percent_range, resample

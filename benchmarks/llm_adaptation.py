@@ -20,12 +20,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from cappy_lightning import Cappy
 from cappy_lightning.backbones.generate import record_pools
 from cappy_lightning.config_loading import load_config
 from cappy_lightning.files import remove, to_line, write_json, write_text
 from cappy_lightning.preparation import prepare
 from cappy_lightning.progress import say
-from cappy_lightning.scorer.cappy import Cappy
 from cappy_lightning.selection.engine import select_from_pools
 from cappy_lightning.selection.report import make_report
 from cappy_lightning.sources.jsonl import read_labelled_pools

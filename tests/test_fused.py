@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from conftest import QUICKSTART_POOL, SHORT_RUN, Run
 
-from cappy_lightning import training
+from cappy_lightning import Cappy, training
 from cappy_lightning.files import remove
+from cappy_lightning.sources.jsonl import read_labelled_pools
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +78,19 @@ def test_the_command_selects_as_the_run_did(cappy: Run, fused_run: Path, tmp_pat
     texts = [{"task": "t", "instruction": "i", "candidates": [{"response": "a"}, {"response": "b"}]}]
     pool.write_text("".join(json.dumps(row) + "\n" for row in texts))
     assert cappy(*words).returncode == 0
+
+
+def test_python_selects_as_the_command_does(fused_run: Path) -> None:
+    chosen = [json.loads(line) for line in (fused_run / "selections.jsonl").read_text().splitlines()]
+    pools = {pool.example.id: pool for pool in read_labelled_pools([QUICKSTART_POOL])}
+    fused = Cappy.from_pretrained(fused_run / "adapter", by="fused")
+    assert [fused.choose(pools[one["id"]])[0].index for one in chosen] == [one["index"] for one in chosen]
+    instruction, responses = "Report: the teapot is broken", ["item problem: teapot", "thanks", "Item problem: teapot."]
+    ranked = fused.rank(instruction, responses)
+    assert ranked[0].response == fused.select(instruction, responses).response
+    # The scores are the scorer's own, whatever decides.
+    plain = Cappy.from_pretrained(fused_run / "adapter").rank(instruction, responses)
+    assert {one.index: one.score for one in ranked} == pytest.approx({one.index: one.score for one in plain})
 
 
 def test_what_is_exported_anew_keeps_the_fusion(cappy: Run, fused_run: Path, tmp_path: Path) -> None:

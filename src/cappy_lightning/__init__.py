@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cappy_lightning.scorer.cappy import Cappy
+    from cappy_lightning.cappy import Cappy
 
 __version__ = version("cappy-lightning")
 __all__ = ["Cappy", "__version__"]
@@ -16,5 +16,5 @@ __all__ = ["Cappy", "__version__"]
 
 def __getattr__(name: str) -> Any:
     if name == "Cappy":
-        return import_module("cappy_lightning.scorer.cappy").Cappy
+        return import_module("cappy_lightning.cappy").Cappy
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

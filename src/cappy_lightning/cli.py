@@ -20,7 +20,7 @@ from cappy_lightning.records import Pool, Selection
 from cappy_lightning.sources.spec import Shard, Sources, SourcesConfig
 
 if TYPE_CHECKING:
-    from cappy_lightning.selection.fusion import Fusion
+    from cappy_lightning.cappy import Cappy
 
 
 def entry() -> None:
@@ -155,9 +155,8 @@ def _score(options: argparse.Namespace) -> int:
     from itertools import islice
 
     from cappy_lightning.records import pair_from_row
-    from cappy_lightning.scorer.cappy import Cappy
 
-    cappy = Cappy.from_pretrained(options.scorer, _adapters(options.adapter), activation=options.activation)
+    cappy = _open_cappy(options)
     rows = read_jsonl(options.input)
     with _output(options.out) as stream:
         while chunk := list(islice(rows, 4096)):
@@ -171,19 +170,17 @@ def _score(options: argparse.Namespace) -> int:
 def _select(options: argparse.Namespace) -> int:
     from itertools import tee
 
-    from cappy_lightning.scorer.cappy import Cappy
     from cappy_lightning.selection.engine import select_from_pools
     from cappy_lightning.sources.jsonl import read_pools
 
     config = load_config([*options.config, *_NO_SOURCE])
-    adapters = _adapters(options.adapter)
-    cappy = Cappy.from_pretrained(options.scorer, adapters, activation=options.activation)
-    fused = config.select.by == "fused"
+    cappy = _open_cappy(options, config.select.by)
     pools, judging = tee(read_pools(options.input, labelled=False))
     own, chosen = tee(select_from_pools(cappy, pools))
+    fused = cappy.fusion
     if fused:
         judging, fusing = tee(judging)
-        chosen = _open_fusion(options.scorer, adapters).select(fusing, chosen)
+        chosen = fused.select(fusing, chosen)
     judged, selections = [], []
     with _output(options.out) as stream:
         for pool, by_scorer, selection in zip(judging, own, chosen, strict=True):
@@ -225,13 +222,10 @@ def _report(
         write_page(report_page(report, f"{options.input}: {options.scorer}"), Path(options.html))
 
 
-def _open_fusion(scorer: str, adapters: str | dict[str, str] | None) -> "Fusion":
-    from cappy_lightning.selection.fusion import FILE, Fusion, find_fusion
+def _open_cappy(options: argparse.Namespace, by: str = "scorer") -> "Cappy":
+    from cappy_lightning.cappy import Cappy
 
-    if isinstance(adapters, dict):
-        raise InputError("select.by", "is fused beside several adapters, expected one")
-    place = adapters or scorer
-    return Fusion.read(find_fusion(place) or Path(place) / FILE)
+    return Cappy.from_pretrained(options.scorer, _adapters(options.adapter), by=by, activation=options.activation)
 
 
 def _adapters(words: list[str] | None) -> str | dict[str, str] | None:

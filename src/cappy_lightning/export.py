@@ -16,10 +16,10 @@ from cappy_lightning.files import atomic_path, write_text
 from cappy_lightning.model_card import checkpoint_facts, model_card
 from cappy_lightning.run_dir import CONFIG as RUN_CONFIG
 from cappy_lightning.scorer.adapter import add_adapter, save_adapter
-from cappy_lightning.scorer.cappy import Cappy, Floats
 from cappy_lightning.scorer.inference import Pair
 from cappy_lightning.scorer.model import Scorer, build_scorer
 from cappy_lightning.scorer.onnx import OnnxScorer, write_onnx
+from cappy_lightning.scorer.pretrained import Floats, PretrainedScorer
 from cappy_lightning.scorer.saving import write_model
 from cappy_lightning.selection.fusion import FILE as FUSION
 from cappy_lightning.selection.fusion import find_fusion
@@ -108,10 +108,10 @@ def export(
         scratch.mkdir()
         if kind == "adapter":
             save_adapter(scorer, settings, scratch)
-            found = Cappy.from_pretrained(scratch).score(PROBE)
+            found = PretrainedScorer.from_pretrained(scratch).score(PROBE)
         elif kind == "model":
             write_model(scorer, scratch)
-            found = Cappy.from_pretrained(scratch).score(PROBE)
+            found = PretrainedScorer.from_pretrained(scratch).score(PROBE)
         else:
             write_onnx(scorer, scratch)
             found = OnnxScorer(scratch).score(PROBE)
@@ -168,7 +168,7 @@ def export_any(source: str, directory: Path, kind: str | None) -> str:
         the kind.
 
     Raises:
-        InputError: see `read_checkpoint`, `rebuild` and `Cappy.from_pretrained`; or a kind that is not there.
+        InputError: see `read_checkpoint`, `rebuild` and `PretrainedScorer.from_pretrained`; or a kind that is missing.
     """
     path = Path(source)
     if (path / RUN_CONFIG).is_file():
@@ -184,13 +184,13 @@ def export_any(source: str, directory: Path, kind: str | None) -> str:
             raise InputError(path, "does not say how its scorer was made, expected a checkpoint of a run")
         scorer, settings = rebuild(checkpoint[CONFIG], checkpoint["state_dict"])
     else:
-        scorer = Cappy.from_pretrained(source).scorer
+        scorer = PretrainedScorer.from_pretrained(source).scorer
     kind = kind or ("adapter" if settings else "model")
     if kind == "adapter" and not settings:
         raise InputError(source, "cannot become an adapter, expected --as model or onnx")
     beside = {CARD: model_card(kind, checkpoint[CONFIG], checkpoint_facts(checkpoint))} if checkpoint else {}
     if fusion := find_fusion(source):
         beside[FUSION] = fusion.read_text(encoding="utf-8")
-    expected = Cappy(scorer).score(PROBE)
+    expected = PretrainedScorer(scorer).score(PROBE)
     export(scorer, directory, kind, settings, beside, expected, ONNX_TOLERANCE if kind == "onnx" else TOLERANCE)
     return kind

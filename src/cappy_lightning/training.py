@@ -38,7 +38,6 @@ from cappy_lightning.progress import say
 from cappy_lightning.records import Pool
 from cappy_lightning.run_dir import FOLDS, METRICS, SELECTIONS, RunDir, job_folder, rank
 from cappy_lightning.scorer.adapter import add_adapter
-from cappy_lightning.scorer.cappy import Cappy
 from cappy_lightning.scorer.forward import can_unpad, plain_attention, unpad
 from cappy_lightning.scorer.metrics import validation_metrics
 from cappy_lightning.scorer.model import (
@@ -50,6 +49,7 @@ from cappy_lightning.scorer.model import (
     weights_hash,
 )
 from cappy_lightning.scorer.module import CappyModule
+from cappy_lightning.scorer.pretrained import PretrainedScorer
 from cappy_lightning.selection.engine import select_by_logits
 from cappy_lightning.selection.fusion import FILE as FUSION
 from cappy_lightning.selection.fusion import Fusion
@@ -191,7 +191,7 @@ def _build(config: Config, run: Path, directories: Sequence[str]) -> tuple[Score
             scorer.base = str(run / "base")
             told["scorer"] |= {"base": scorer.base, "random_weights": False, "config": {}, "tokenizer": None}
             if rank() == 0:
-                Cappy(scorer).save_pretrained(scorer.base)
+                PretrainedScorer(scorer).save_pretrained(scorer.base)
         base["sha256"] = add_adapter(scorer, config.finetune)["base_sha256"]
     if config.trainer.activation_checkpointing:
         checkpoint_activations(scorer)
@@ -266,7 +266,7 @@ def _trainer(
 
 def _evaluate_instances(config: Config, directory: Path, datamodule: CappyDataModule, results: Results) -> None:
     """The last validation round and the test, on all ranks, of the exported scorer as a user would load it."""
-    scorer = Cappy.from_pretrained(directory).scorer
+    scorer = PretrainedScorer.from_pretrained(directory).scorer
     if datamodule.encoder.packed_from is not None:
         unpad(scorer.model, scorer.encoder)
     module = CappyModule(scorer, config.optimizer, datamodule.total_steps)
@@ -283,22 +283,22 @@ def _evaluate_pools(
     config: Config, directory: Path, data: Prepared, datamodule: CappyDataModule, results: Results
 ) -> dict[str, Any]:
     """The last validation round and the report on the pools, by the exported scorer as a user would load it."""
-    cappy = Cappy.from_pretrained(directory)
+    exported = PretrainedScorer.from_pretrained(directory)
     validation = read_table(datamodule.validation)
     pairs = list(zip(validation["instruction"].to_pylist(), validation["response"].to_pylist(), strict=True))
     targets = torch.from_numpy(validation["score"].to_numpy().copy())
     examples = zip(validation["task"].to_pylist(), validation["example_id"].to_pylist(), strict=True)
     numbers = torch.tensor([example_number(task, example) for task, example in examples])
     say(f"evaluating the exported scorer on {len(pairs)} pairs")
-    logits = cappy.logits(pairs)
-    tensors = torch.from_numpy(logits), torch.from_numpy(cappy.to_scores(logits)), targets
+    logits = exported.logits(pairs)
+    tensors = torch.from_numpy(logits), torch.from_numpy(exported.to_scores(logits)), targets
     metrics = validation_metrics(*tensors, numbers)
     values = {f"validation/{name}": value for name, value in metrics.items()}
     results.add_validation(datamodule.total_steps, values, *tensors[1:])
     known = dict(zip(pairs, logits.tolist(), strict=True))
     pools, fused = data.validation_pools, None
     selections = [
-        select_by_logits(cappy, pool, [known[pool.example.instruction, c.response] for c in pool.candidates])
+        select_by_logits(exported, pool, [known[pool.example.instruction, c.response] for c in pool.candidates])
         for pool in pools
     ]
     if config.select.by == "fused":

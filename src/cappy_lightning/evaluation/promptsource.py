@@ -22,7 +22,7 @@ from cappy_lightning.files import make_dir, open_locked, read_jsonl, write_json
 from cappy_lightning.page import Page, Table, print_table, write_page, write_picture
 from cappy_lightning.progress import Ticker, say
 from cappy_lightning.records import Example, Pool
-from cappy_lightning.scorer.cappy import Cappy
+from cappy_lightning.scorer.pretrained import PretrainedScorer
 from cappy_lightning.selection.bootstrap import interval, percent_range, resample
 from cappy_lightning.selection.classes import macro_f1
 from cappy_lightning.selection.engine import select_from_pools
@@ -79,11 +79,11 @@ def evaluate_promptsource(
         made_by = {"source": list(source), "scorer": scorer, "adapter": adapter, "activation": activation}
         _claim(out, made_by | {"stamps": _stamps([*source, scorer, *([adapter] if adapter else []), *read])})
         missing = [dataset for dataset in datasets if not _file(out, dataset).exists()]
-        cappy = Cappy.from_pretrained(scorer, adapter, activation=activation) if missing else None
+        loaded = PretrainedScorer.from_pretrained(scorer, adapter, activation=activation) if missing else None
         for dataset in missing:
-            assert cappy is not None
+            assert loaded is not None
             say(f"{dataset.key}: data set {datasets.index(dataset) + 1} of {len(datasets)}")
-            write_json(_file(out, dataset), classify(cappy, dataset))
+            write_json(_file(out, dataset), classify(loaded, dataset))
         results = {d.key: json.loads(_file(out, d).read_text(encoding="utf-8")) for d in datasets}
         report = make_accuracy_report(results, {d.key: (d.name, d.split or "") for d in datasets})
         write_json(out / REPORT, report)
@@ -184,7 +184,7 @@ def _file(out: Path, dataset: Dataset) -> Path:
     return out / DATASETS / f"{quote(dataset.key, safe='')}.json"
 
 
-def classify(cappy: Cappy, dataset: Dataset) -> dict[str, Any]:
+def classify(scorer: PretrainedScorer, dataset: Dataset) -> dict[str, Any]:
     """What the scorer gets right of a data set.
 
     Returns:
@@ -207,7 +207,7 @@ def classify(cappy: Cappy, dataset: Dataset) -> dict[str, Any]:
         while block := _block(pools):
             closed = [pool for pool in block if pool.example.choices]
             open_ended += len(block) - len(closed)
-            for pool, selection in zip(closed, select_from_pools(cappy, closed), strict=True):
+            for pool, selection in zip(closed, select_from_pools(scorer, closed), strict=True):
                 example = pool.example
                 right = int(selection.response == example.right_choice)
                 template = example.task.removeprefix(f"{dataset.name}/")

@@ -6,24 +6,24 @@ from itertools import islice
 import numpy as np
 
 from cappy_lightning.records import Pool, Selection
-from cappy_lightning.scorer.cappy import Cappy
+from cappy_lightning.scorer.pretrained import PretrainedScorer
 
 #: Pools whose candidates are scored together, so that pairs of like length share a forward.
 POOLS_AT_ONCE = 256
 
 
-def select_from_pools(cappy: Cappy, pools: Iterable[Pool]) -> Iterator[Selection]:
+def select_from_pools(scorer: PretrainedScorer, pools: Iterable[Pool]) -> Iterator[Selection]:
     """The selection of every pool, in order; with adapters for several tasks, by that of the pool's task."""
     iterator = iter(pools)
     while chunk := list(islice(iterator, POOLS_AT_ONCE)):
         pairs = [(pool.example.instruction, candidate.response) for pool in chunk for candidate in pool.candidates]
         tasks = [pool.example.task for pool in chunk for _ in pool.candidates]
-        logits = iter(cappy.logits(pairs, tasks).tolist())
+        logits = iter(scorer.logits(pairs, tasks).tolist())
         for pool in chunk:
-            yield select_by_logits(cappy, pool, list(islice(logits, len(pool.candidates))))
+            yield select_by_logits(scorer, pool, list(islice(logits, len(pool.candidates))))
 
 
-def select_by_logits(cappy: Cappy, pool: Pool, logits: Sequence[float]) -> Selection:
+def select_by_logits(scorer: PretrainedScorer, pool: Pool, logits: Sequence[float]) -> Selection:
     """The selection of one pool, given the scorer's logits of its candidates."""
-    scores = cappy.to_scores(np.array(logits, dtype=np.float32)).tolist()
+    scores = scorer.to_scores(np.array(logits, dtype=np.float32)).tolist()
     return Selection.best(logits, scores, [candidate.response for candidate in pool.candidates], pool.example)

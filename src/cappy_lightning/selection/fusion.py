@@ -5,6 +5,7 @@ the LLM's first answer. A fusion is a linear combination of a few features of a 
 examples whose logits come from scorers that have not seen them, and drawn towards the best single feature.
 """
 
+import functools
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -115,12 +116,19 @@ class Fusion:
             pools: with their candidates.
             selections: the scorer's own, one for each pool; their logits count as a feature.
         """
-        rouge = RougeL(self.tokenizer)
         for pool, selection in zip(pools, selections, strict=True):
-            known = features(pool, selection.logits, rouge)
-            values = next(values for one in self.combinations if (values := one.values(known)) is not None)
-            index = first_best(values)
-            yield selection.other(index, pool.candidates[index].response)
+            yield self.choose(pool, selection)[0]
+
+    def choose(self, pool: Pool, selection: Selection) -> tuple[Selection, list[float]]:
+        """The selection of one pool, given the scorer's own, and the value of every candidate that decided."""
+        known = features(pool, selection.logits, self._rouge)
+        values = next(values for one in self.combinations if (values := one.values(known)) is not None)
+        index = first_best(values)
+        return selection.other(index, pool.candidates[index].response), values
+
+    @functools.cached_property
+    def _rouge(self) -> RougeL:
+        return RougeL(self.tokenizer)
 
     def write(self, path: Path) -> None:
         """Write it as JSON."""

@@ -1,8 +1,9 @@
-"""The public API: load a scorer, score pairs, rank and select responses."""
+"""A scorer that is loaded to be used: pairs in, logits and scores out."""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -12,8 +13,6 @@ from peft import PeftModel
 from cappy_lightning.config import ScorerConfig
 from cappy_lightning.errors import InputError
 from cappy_lightning.files import atomic_path
-from cappy_lightning.instructions import fill_template
-from cappy_lightning.records import Ranked, Selection
 from cappy_lightning.scorer.adapter import find_adapter, load_adapter, read_settings
 from cappy_lightning.scorer.inference import Inference, Pair
 from cappy_lightning.scorer.model import Scorer, build_scorer, stored_settings
@@ -23,15 +22,8 @@ Task = str | Sequence[str | None] | None
 Floats = NDArray[np.float32]
 
 
-class Cappy:
-    """A scorer of (instruction, response) pairs.
-
-    >>> cappy = Cappy.from_pretrained("runs/quickstart/adapter")      # doctest: +SKIP
-    >>> cappy.score([("2+2?", "4"), ("2+2?", "a fish")])              # doctest: +SKIP
-    array([0.93, 0.04], dtype=float32)
-    >>> cappy.select("2+2?", ["a fish", "4"]).response                # doctest: +SKIP
-    '4'
-    """
+class PretrainedScorer:
+    """A saved scorer, an adapter on its base, or several adapters by task, ready for inference."""
 
     def __init__(self, scorer: Scorer) -> None:
         self.scorer = scorer
@@ -48,7 +40,7 @@ class Cappy:
         activation: str | None = None,
         max_length: int | None = None,
         device: str | None = None,
-    ) -> "Cappy":
+    ) -> Self:
         """Load a scorer for inference, in fp32.
 
         Args:
@@ -85,9 +77,9 @@ class Cappy:
             load_adapter(scorer, directory, own_settings, name)
         scorer.model.eval().requires_grad_(False)
         scorer.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        cappy = cls(scorer)  # how many tokens a forward has goes by the device
-        cappy._tasks = tuple(adapters) if isinstance(adapter, Mapping) else ()
-        return cappy
+        loaded = cls(scorer)  # how many tokens a forward has goes by the device
+        loaded._tasks = tuple(adapters) if isinstance(adapter, Mapping) else ()
+        return loaded
 
     def logits(self, pairs: Sequence[Pair], task: Task = None) -> Floats:
         """Raw outputs of the head, [pairs]. What ranks: scores may be equal where logits are not.
@@ -132,58 +124,6 @@ class Cappy:
             task: where adapters for several tasks were loaded, the task of all pairs, or one for each.
         """
         return self.to_scores(self.logits(pairs, task))
-
-    def select(self, instruction: str, responses: Sequence[str], task: str | None = None) -> Selection:
-        """The best response with the scores of all; of equal ones the first.
-
-        Raises:
-            InputError: no responses.
-        """
-        if not responses:
-            raise InputError("responses", "are empty, expected at least one")
-        logits = self.logits([(instruction, response) for response in responses], task)
-        return Selection.best(logits.tolist(), self.to_scores(logits).tolist(), responses)
-
-    def classify(
-        self, texts: Sequence[str], choices: Sequence[str], template: str = "{text}", task: str | None = None
-    ) -> list[Selection]:
-        """The best of the same choices for every text, without any LLM; of equal ones the first.
-
-        Args:
-            texts: what is to be classified.
-            choices: the classes, as responses in plain words.
-            template: how an instruction shows a text: `{text}` stands for it, `{choices}` for the choices; the one that
-                a finetuned scorer was trained with (`template` of a sources file).
-            task: where adapters for several tasks were loaded.
-
-        Raises:
-            InputError: no choices, one text instead of a list, or a template without `{text}`.
-        """
-        for name, value in (("texts", texts), ("choices", choices)):
-            if isinstance(value, str):
-                raise InputError(name, "are one text, expected a list of texts")
-        if not choices:
-            raise InputError("choices", "are empty, expected at least one")
-        instructions = [fill_template(template, text, choices) for text in texts]
-        pairs = [(instruction, choice) for instruction in instructions for choice in choices]
-        logits = self.logits(pairs, task).reshape(-1, len(choices))
-        scores = self.to_scores(logits)
-        return [
-            Selection.best(own, shown, choices) for own, shown in zip(logits.tolist(), scores.tolist(), strict=True)
-        ]
-
-    def rank(self, instruction: str, responses: Sequence[str], task: str | None = None) -> list[Ranked]:
-        """All responses, the best first; ties keep their order.
-
-        Raises:
-            InputError: no responses.
-        """
-        if not responses:
-            raise InputError("responses", "are empty, expected at least one")
-        logits = self.logits([(instruction, response) for response in responses], task)
-        scores = self.to_scores(logits).tolist()
-        order = sorted(range(len(responses)), key=lambda i: -logits[i])
-        return [Ranked(i, responses[i], scores[i]) for i in order]
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Save a plain model directory, adapters merged, that other libraries load as it is.
