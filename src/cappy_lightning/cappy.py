@@ -1,16 +1,32 @@
-"""The public API: load a scorer, score pairs, rank and select responses."""
+"""The public API: load a scorer, score pairs, rank and select responses, let an LLM answer."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from hashlib import sha256
+from itertools import islice, tee
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
+from cappy_lightning.answering.ahead import ahead
+from cappy_lightning.answering.stopping import abstains, default_decodings, until_sure
+from cappy_lightning.backbones.backbone import Answer, Backbone, Request
+from cappy_lightning.backbones.decoding import Decoding
+from cappy_lightning.backbones.generate import asked_decodings, open_backbone, possible_decodings
+from cappy_lightning.backbones.prompts import Prompter
+from cappy_lightning.config import AnswerConfig, BackboneConfig, Config
+from cappy_lightning.config_loading import NO_DATA, load_config
 from cappy_lightning.errors import InputError
 from cappy_lightning.instructions import fill_template
-from cappy_lightning.records import Candidate, Example, Pool, Ranked, Selection
+from cappy_lightning.records import BestAnswer, Candidate, Example, Pool, Ranked, Selection
+from cappy_lightning.scorer.inference import Pair
 from cappy_lightning.scorer.pretrained import PretrainedScorer
-from cappy_lightning.selection.engine import select_by_logits
+from cappy_lightning.selection.engine import select_from_pools
 from cappy_lightning.selection.fusion import FILE, Fusion, find_fusion
+
+#: Instructions whose candidates are scored together while those of the next ones are sampled.
+ANSWERS_AT_ONCE = 16
 
 
 class Cappy(PretrainedScorer):
@@ -73,7 +89,8 @@ class Cappy(PretrainedScorer):
         Raises:
             InputError: no responses.
         """
-        return replace(self.choose(_pool(instruction, responses, task))[0], task=task, id=None)
+        ((selection, _),) = self.choose([_pool(instruction, responses, task)])
+        return replace(selection, task=task, id=None)
 
     def rank(self, instruction: str, responses: Sequence[str], task: str | None = None) -> list[Ranked]:
         """All responses, the best first; ties keep their order.
@@ -81,24 +98,97 @@ class Cappy(PretrainedScorer):
         Raises:
             InputError: no responses.
         """
-        selection, values = self.choose(_pool(instruction, responses, task))
-        order = sorted(range(len(responses)), key=lambda i: -values[i])
-        return [Ranked(i, responses[i], selection.scores[i]) for i in order]
+        ((selection, values),) = self.choose([_pool(instruction, responses, task)])
+        return _ranked(responses, selection, values)
 
-    def choose(self, pool: Pool, logits: Sequence[float] | None = None) -> tuple[Selection, Sequence[float]]:
-        """The selection among a pool's candidates, and the values that decided: its logits, or the fusion's.
+    def choose(self, pools: Iterable[Pool]) -> Iterator[tuple[Selection, Sequence[float]]]:
+        """The selection of every pool, in order, and the values that decided: the logits, or the fusion's.
 
         Args:
-            pool: with its candidates.
-            logits: of these, where they are known already.
+            pools: with their candidates; with adapters for several tasks, each pool's task says which.
         """
-        if logits is None:
-            pairs = [(pool.example.instruction, candidate.response) for candidate in pool.candidates]
-            logits = self.logits(pairs, pool.example.task or None).tolist()
-        selection = select_by_logits(self, pool, logits)
-        if self.fusion is None:
-            return selection, logits
-        return self.fusion.choose(pool, selection)
+        pools, again = tee(pools)
+        for pool, selection in zip(again, select_from_pools(self, pools), strict=True):
+            yield self.fusion.choose(pool, selection) if self.fusion else (selection, selection.logits)
+
+    def answer(
+        self,
+        instruction: str,
+        backbone: str | Mapping[str, Any] = "embedded",
+        n: int = 8,
+        *,
+        shots: Sequence[Pair] = (),
+        stop: float | None = None,
+        budget_tokens: int | None = None,
+        abstain: float | None = None,
+        task: str | None = None,
+    ) -> BestAnswer:
+        """The best of an LLM's answers to an instruction; the arguments are those of `answers`."""
+        limits = {"stop": stop, "budget_tokens": budget_tokens, "abstain": abstain}
+        (best,) = self._answers([instruction], _answer_config(backbone, n, limits), shots, task)
+        return best
+
+    def answers(
+        self,
+        instructions: Iterable[str],
+        backbone: str | Mapping[str, Any] = "embedded",
+        n: int = 8,
+        *,
+        shots: Sequence[Pair] = (),
+        stop: float | None = None,
+        budget_tokens: int | None = None,
+        abstain: float | None = None,
+        task: str | None = None,
+    ) -> Iterator[BestAnswer]:
+        """The best of an LLM's answers to each instruction, in order: sampled, scored and selected.
+
+        The LLM goes on sampling for the next instructions while the first ones are scored. It is started with the
+        first answer, and stopped after the last.
+
+        Args:
+            instructions: any number; few are held at a time.
+            backbone: the LLM, as the keys of the section `backbone` of a config, for instance
+                `{"kind": "openai", "url": "https://...", "model": "NAME", "chat": True}`, or the kind alone. A key is
+                taken from `$OPENAI_API_KEY`.
+            n: candidates for each instruction: a greedy one, and others of temperature 0.7 (or `backbone["decodings"]`,
+                whatever `n`).
+            shots: (instruction, response) pairs that the LLM is shown before each instruction.
+            stop: the score of a candidate with which no more are sampled; four are asked for at a time.
+            budget_tokens: of an instruction, prompts and answers, with which no more are sampled.
+            abstain: the score below which there is no answer.
+            task: where adapters for several tasks were loaded.
+
+        Raises:
+            InputError: settings that cannot be used; or the LLM fails.
+        """
+        limits = {"stop": stop, "budget_tokens": budget_tokens, "abstain": abstain}
+        return self._answers(instructions, _answer_config(backbone, n, limits), shots, task)
+
+    def _answers(
+        self, instructions: Iterable[str], config: Config, shots: Sequence[Pair], task: str | None
+    ) -> Iterator[BestAnswer]:
+        shown = [Example(task or "", "", asked, (response,)) for asked, response in shots]
+        prompter = Prompter(config.backbone, {task or "": shown})
+        examples = (Example(task or "", sha256(text.encode()).hexdigest()[:16], text) for text in instructions)
+        requests = (Request(example, prompter.prompt(example)) for example in examples)
+        asked = asked_decodings(config.backbone)
+        with open_backbone(config.backbone) as opened:
+            llm = until_sure(opened, self, config.answer)
+            with ahead(_answered(llm, requests, possible_decodings(llm, asked)), 4 * ANSWERS_AT_ONCE) as answered:
+                while chunk := list(islice(answered, ANSWERS_AT_ONCE)):
+                    yield from self._best_of(chunk, config.answer)
+
+    def _best_of(self, answered: Sequence[tuple[Example, Answer]], config: AnswerConfig) -> Iterator[BestAnswer]:
+        chosen = self.choose([Pool(example, answer.candidates) for example, answer in answered if answer.candidates])
+        for _, answer in answered:
+            tokens = answer.input_tokens, answer.output_tokens
+            if answer.candidates:
+                selection, values = next(chosen)
+                candidates = tuple(_ranked([one.response for one in answer.candidates], selection, values))
+                response = None if abstains(selection.score, config) else selection.response
+                yield BestAnswer(response, selection.score, candidates, *tokens)
+            else:
+                yield BestAnswer(None, None, (), *tokens, answer.problem)
 
     def classify(
         self, texts: Sequence[str], choices: Sequence[str], template: str = "{text}", task: str | None = None
@@ -129,8 +219,34 @@ class Cappy(PretrainedScorer):
         ]
 
 
+def _answered(
+    llm: Backbone, requests: Iterable[Request], decodings: Sequence[Decoding]
+) -> Iterator[tuple[Example, Answer]]:
+    under_way: deque[Example] = deque()
+
+    def noted() -> Iterator[Request]:
+        for request in requests:
+            under_way.append(request.example)
+            yield request
+
+    for answer in llm.answer(noted(), decodings):
+        yield under_way.popleft(), answer
+
+
+def _answer_config(backbone: str | Mapping[str, Any], n: int, limits: Mapping[str, float | None]) -> Config:
+    given: dict[str, Any] = {"kind": backbone} if isinstance(backbone, str) else dict(backbone)
+    given.setdefault("decodings", dict.fromkeys(BackboneConfig().decodings, 0) | default_decodings(n))
+    words = [f"backbone.{name}={json.dumps(value)}" for name, value in given.items()]
+    return load_config([*words, *(f"answer.{name}={json.dumps(value)}" for name, value in limits.items()), *NO_DATA])
+
+
 def _pool(instruction: str, responses: Sequence[str], task: str | None) -> Pool:
     if not responses:
         raise InputError("responses", "are empty, expected at least one")
     candidates = tuple(Candidate(response, "given") for response in responses)
     return Pool(Example(task or "", "", instruction), candidates)
+
+
+def _ranked(responses: Sequence[str], selection: Selection, values: Sequence[float]) -> list[Ranked]:
+    order = sorted(range(len(responses)), key=lambda i: -values[i])
+    return [Ranked(i, responses[i], selection.scores[i]) for i in order]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from cappy_lightning.command_line import parse
 from cappy_lightning.config import Config
-from cappy_lightning.config_loading import load_config
+from cappy_lightning.config_loading import NO_DATA, load_config
 from cappy_lightning.errors import InputError
 from cappy_lightning.files import atomic_path, find_parts, part_name, read_jsonl, to_line, write_json
 from cappy_lightning.progress import say
@@ -117,7 +117,7 @@ def _inspect(options: argparse.Namespace) -> int:
 
     folder = Path(options.source)
     if folder.is_dir() and not find_parts(folder, ".jsonl"):
-        config = load_config([*options.config, *_NO_SOURCE])
+        config = load_config([*options.config, *NO_DATA])
         findings = inspect_instances([folder], config)
     else:
         sources, config = _read_words(options.source, options.config, Shard())
@@ -130,25 +130,21 @@ def _inspect(options: argparse.Namespace) -> int:
     return 0
 
 
-def _open_sources(options: argparse.Namespace, suffix: str) -> tuple[Sources, Config, Path]:
+def _open_sources(options: argparse.Namespace, suffix: str, *, labelled: bool = True) -> tuple[Sources, Config, Path]:
     """The sources, the config and the output of a command that makes something of examples."""
     shard = Shard.parse(options.shard) if options.shard else Shard()
     out = Path(options.out)
     if shard.count > 1:
         out = out / f"{part_name(shard.index, shard.count)}{suffix}"
-    return *_read_words(options.source, options.config, shard), out
+    return *_read_words(options.source, options.config, shard, labelled=labelled), out
 
 
-#: For commands whose data are not those of the config.
-_NO_SOURCE = ("data.task=null", "data.instances=[]", "data.pool=[]", "data.examples=-")
-
-
-def _read_words(source: str, words: Sequence[str], shard: Shard) -> tuple[Sources, Config]:
+def _read_words(source: str, words: Sequence[str], shard: Shard, *, labelled: bool = True) -> tuple[Sources, Config]:
     """The sources and the config of a command line: `key=value` words go where their key belongs."""
     own = {field.name for field in fields(SourcesConfig)}
     for_sources = [word for word in words if word.partition("=")[0].partition(".")[0] in own]
     rest = [word for word in words if word not in for_sources]
-    return Sources([source, *for_sources], shard), load_config([*rest, *_NO_SOURCE])
+    return Sources([source, *for_sources], shard, labelled=labelled), load_config([*rest, *NO_DATA])
 
 
 def _score(options: argparse.Namespace) -> int:
@@ -157,7 +153,7 @@ def _score(options: argparse.Namespace) -> int:
     from cappy_lightning.records import pair_from_row
 
     cappy = _open_cappy(options)
-    rows = read_jsonl(options.input)
+    rows = read_jsonl(options.source)
     with _output(options.out) as stream:
         while chunk := list(islice(rows, 4096)):
             tasks = [row.get("task") for _, row in chunk]
@@ -173,37 +169,85 @@ def _select(options: argparse.Namespace) -> int:
     from cappy_lightning.selection.engine import select_from_pools
     from cappy_lightning.sources.jsonl import read_pools
 
-    config = load_config([*options.config, *_NO_SOURCE])
+    config = load_config([*options.config, *NO_DATA])
     cappy = _open_cappy(options, config.select.by)
-    pools, judging = tee(read_pools(options.input, labelled=False))
+    pools, judging = tee(read_pools(options.source, labelled=False))
     own, chosen = tee(select_from_pools(cappy, pools))
     fused = cappy.fusion
     if fused:
         judging, fusing = tee(judging)
         chosen = fused.select(fusing, chosen)
-    judged, selections = [], []
+    judged: list[tuple[Pool, Selection, Selection]] = []
     with _output(options.out) as stream:
         for pool, by_scorer, selection in zip(judging, own, chosen, strict=True):
             stream.write(to_line(selection.to_row()))
             if pool.example.references or pool.example.choices:
-                judged.append(pool)
-                selections.append((by_scorer, selection))
-    if judged:
-        by_fusion = [selection for _, selection in selections] if fused else None
-        _report(options, judged, [by_scorer for by_scorer, _ in selections], by_fusion, config)
-    elif options.json or options.html:
-        say("no report: no pool has references or choices")
+                judged.append((pool, by_scorer, selection))
+    _report(options, judged, bool(fused), config)
+    return 0
+
+
+def _answer(options: argparse.Namespace) -> int:
+    # What is to be answered has no references that could be shown; a template can have examples in it.
+    options.config.insert(0, "backbone.shots=0")
+    if options.instruction is not None:
+        words = [options.source] if options.source else []  # the first key=value word
+        return _answer_one(options, load_config([*words, *options.config, *NO_DATA]))
+    if options.source is None or options.out is None:
+        raise InputError("cappy answer", "expected EXAMPLES -o ANSWERS.jsonl, or --instruction TEXT")
+    sources, config, out = _open_sources(options, ".jsonl", labelled=False)
+    if out.exists():
+        raise InputError(out, "exists already, expected a new file")
+    cappy = _open_cappy(options, config.select.by)
+    from cappy_lightning.answer import answer
+
+    answered = answer(
+        lambda: (pool.example for pool in sources.pools()),
+        cappy,
+        config,
+        out,
+        part=sources.partial,
+        made_by={"scorer": options.scorer, "adapter": options.adapter, "select": config.select.by},
+    )
+    _report(options, answered.judged, config.select.by == "fused", config)
+    print(out)
+    return 0
+
+
+def _answer_one(options: argparse.Namespace, config: Config) -> int:
+    cappy, limits = _open_cappy(options, config.select.by), config.answer
+    best = cappy.answer(
+        options.instruction,
+        vars(config.backbone),
+        stop=limits.stop,
+        budget_tokens=limits.budget_tokens,
+        abstain=limits.abstain,
+    )
+    for one in best.candidates:
+        say(f"{one.score:.3f}  {one.response}")
+    if best.response is None:
+        why = f"the best score is below answer.abstain={limits.abstain}" if best.candidates else best.problem
+        say(f"no answer: {why}")
+    else:
+        print(best.response)
     return 0
 
 
 def _report(
-    options: argparse.Namespace,
-    pools: Sequence[Pool],
-    selections: Sequence[Selection],
-    fused: Sequence[Selection] | None,
-    config: Config,
+    options: argparse.Namespace, judged: Sequence[tuple[Pool, Selection, Selection]], fused: bool, config: Config
 ) -> None:
-    """The report of selections on standard error, and where it is asked for as JSON and as a page."""
+    """The report of selections on standard error, and where it is asked for as JSON and as a page.
+
+    Args:
+        options: of the command.
+        judged: pools with references or choices, each with the scorer's own selection and the final one.
+        fused: whether the final ones are those of a fusion.
+        config: whose section `label` is the metric.
+    """
+    if not judged:
+        if options.json or options.html:
+            say("no report: no pool has references or choices")
+        return
     from rich.console import Console
 
     from cappy_lightning.page import write_page
@@ -211,7 +255,8 @@ def _report(
     from cappy_lightning.selection.report import make_report, print_report
 
     try:
-        report = make_report(pools, selections, label=config.label, fused=fused)
+        pools, own, final = zip(*judged, strict=True)
+        report = make_report(pools, own, label=config.label, fused=final if fused else None)
     except InputError as error:  # the selections are as good without it
         say(f"no report: {error}")
         return
@@ -219,7 +264,7 @@ def _report(
     if options.json:
         write_json(Path(options.json), report)
     if options.html:
-        write_page(report_page(report, f"{options.input}: {options.scorer}"), Path(options.html))
+        write_page(report_page(report, f"{options.source}: {options.scorer}"), Path(options.html))
 
 
 def _open_cappy(options: argparse.Namespace, by: str = "scorer") -> "Cappy":
@@ -269,7 +314,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _memory(options: argparse.Namespace) -> int:
-    config = load_config([*options.config, *_NO_SOURCE])
+    config = load_config([*options.config, *NO_DATA])
     from cappy_lightning.memory import estimate, print_estimate
 
     print_estimate(estimate(config), options.json)
@@ -299,6 +344,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "inspect": _inspect,
     "score": _score,
     "select": _select,
+    "answer": _answer,
     "evaluate": _evaluate,
     "export": _export,
     "submit": _submit,

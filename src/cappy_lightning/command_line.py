@@ -4,7 +4,7 @@ import argparse
 import functools
 from collections.abc import Sequence
 
-from cappy_lightning.config import BackboneConfig, Config, LabelConfig, SelectConfig, SlurmConfig
+from cappy_lightning.config import AnswerConfig, BackboneConfig, Config, LabelConfig, SelectConfig, SlurmConfig
 from cappy_lightning.records import SPLITS
 from cappy_lightning.schema import describe_keys
 from cappy_lightning.sources.spec import SourceConfig, SourcesConfig
@@ -113,6 +113,32 @@ def _parser() -> argparse.ArgumentParser:
     select.add_argument("--json", metavar="REPORT.json", help="write the report as JSON, too")
     select.add_argument("--html", metavar="PAGE.html", help="write the report as one self-contained page, too")
 
+    answer = add(
+        "answer",
+        help="let an LLM answer instructions, and keep the best of what it says",
+        description="An LLM proposes candidates for each instruction, and the best is the answer. Rows (JSONL, CSV,\n"
+        "Parquet) need nothing but an instruction. Run it again after an interruption to continue.\n\n"
+        '  cappy answer --instruction "Subject for: the parcel is late" --scorer runs/quickstart/adapter\n'
+        "  cappy answer questions.jsonl -o answers.jsonl --scorer runs/quickstart/adapter answer.stop=0.6 \\\n"
+        "      backbone.kind=openai backbone.url=http://localhost:8000 backbone.model=NAME backbone.chat=true",
+        epilog="Keys:\n"
+        + "\n".join(
+            [
+                describe_keys(AnswerConfig, "answer."),
+                describe_keys(SelectConfig, "select."),
+                describe_keys(BackboneConfig, "backbone."),
+            ]
+        ),
+    )
+    answer.add_argument("source", nargs="?", metavar="EXAMPLES", help="JSONL, CSV or Parquet, or a sources file (YAML)")
+    answer.add_argument("config", nargs="*", metavar="[FILE.yaml ...] [answer.key=value ...] [backbone.key=value ...]")
+    answer.add_argument("-o", "--out", metavar="ANSWERS.jsonl")
+    answer.add_argument("--instruction", metavar="TEXT", help="answer this one, on standard output")
+    answer.add_argument("--shard", metavar="I/N", help="only part I (from 0) of N, into a place of its own in OUT")
+    answer.add_argument("--json", metavar="REPORT.json", help="write the report as JSON, too")
+    answer.add_argument("--html", metavar="PAGE.html", help="write it as one self-contained page, too")
+    _scorer(answer)
+
     evaluate = add("evaluate", help="run a benchmark of the paper")
     benchmarks = evaluate.add_subparsers(dest="benchmark", metavar="BENCHMARK", required=True)
     bigbench = benchmarks.add_parser(
@@ -214,8 +240,12 @@ def _source_options(parser: argparse.ArgumentParser, what: str, out: str, sectio
 
 
 def _scorer_options(parser: argparse.ArgumentParser, what: str) -> None:
-    parser.add_argument("input", nargs="?", default="-", metavar=what, help="input file; - or nothing: standard input")
+    parser.add_argument("source", nargs="?", default="-", metavar=what, help="input file; - or nothing: standard input")
     parser.add_argument("-o", "--out", default="-", metavar="OUT.jsonl", help="output file; default: standard output")
+    _scorer(parser)
+
+
+def _scorer(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scorer", required=True, help="a saved scorer, an adapter, or a hub name")
     parser.add_argument(
         "--adapter",

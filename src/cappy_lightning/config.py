@@ -149,6 +149,22 @@ class SelectConfig:
 
 
 @dataclass
+class AnswerConfig:
+    """When enough candidates have been sampled, and when none is good enough."""
+
+    step: int = key(4, "Candidates that are asked for at a time, while it is not known whether they are enough")
+    stop: float | None = key(
+        None, "Score of a candidate with which no more are sampled; null: all that backbone.decodings names"
+    )
+    budget_tokens: int | None = key(
+        None, "Tokens (prompts and answers) of one instruction after which no more are sampled"
+    )
+    abstain: float | None = key(
+        None, "Score of the selected candidate below which there is no answer; null: there always is"
+    )
+
+
+@dataclass
 class BatchConfig:
     """Batches are named by the optimizer step; accumulation follows."""
 
@@ -243,6 +259,7 @@ class Config:
     label: LabelConfig = section(LabelConfig)
     backbone: BackboneConfig = section(BackboneConfig)
     select: SelectConfig = section(SelectConfig)
+    answer: AnswerConfig = section(AnswerConfig)
     batch: BatchConfig = section(BatchConfig)
     optimizer: OptimizerConfig = section(OptimizerConfig)
     trainer: TrainerConfig = section(TrainerConfig)

@@ -8,6 +8,9 @@ from cappy_lightning.config import BackboneConfig, Config
 from cappy_lightning.errors import InputError
 from cappy_lightning.schema import merge
 
+#: Words for what takes its data from elsewhere than the config.
+NO_DATA = ("data.task=null", "data.instances=[]", "data.pool=[]", "data.examples=-")
+
 
 def load_config(arguments: Sequence[str]) -> Config:
     """Merge YAML files and `key=value` words, left to right, into a checked `Config`.
@@ -83,6 +86,12 @@ def check_config(config: Config) -> None:
     expect(config.select.by in ("scorer", "fused"), "select.by", "scorer or fused")
     expect(config.select.by != "fused" or not data.instances, "select.by", "scorer beside data.instances")
     expect(config.select.folds >= 2, "select.folds", "at least 2")
+    answer = config.answer
+    expect(answer.step >= 1, "answer.step", "at least 1")
+    for name in ("stop", "abstain"):
+        value = getattr(answer, name)
+        expect(value is None or 0 <= value <= 1, f"answer.{name}", "a score from 0 to 1, or null")
+    expect(answer.budget_tokens is None or answer.budget_tokens >= 1, "answer.budget_tokens", "at least 1, or null")
     expect(batch.micro_size >= 1, "batch.micro_size", "at least 1")
     expect(batch.validation_size >= 1, "batch.validation_size", "at least 1")
     expect(trainer.devices >= 1, "trainer.devices", "at least 1")

@@ -265,6 +265,27 @@ class Ranked:
 
 
 @dataclass(frozen=True)
+class BestAnswer:
+    """The best of what an LLM answered to an instruction.
+
+    Attributes:
+        response: None where the LLM gave no answer, or none that is good enough.
+        score: of the best candidate, whether it was good enough or not; None where there is none.
+        candidates: all, the best first.
+        input_tokens: of the prompts, where known.
+        output_tokens: of the answers, where known.
+        problem: why there is no candidate.
+    """
+
+    response: str | None
+    score: float | None
+    candidates: tuple[Ranked, ...] = field(repr=False)
+    input_tokens: int = 0
+    output_tokens: int = 0
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
 class Selection:
     """The choice among an example's candidates, with the scores and logits of all behind it."""
 

@@ -11,7 +11,7 @@ class Decoding:
     """Settings of decoding; `n` candidates are drawn with them.
 
     `beams` above 1 is beam search, which gives its `n` best; `temperature=0` is greedy. `top_k=0` and
-    `top_p=1` leave the distribution whole.
+    `top_p=1` leave the distribution whole. `skip` candidates of it were asked for before; these are the next ones.
     """
 
     name: str
@@ -20,6 +20,12 @@ class Decoding:
     top_p: float = 1.0
     top_k: int = 0
     beams: int = 1
+    skip: int = 0
+
+    def seed_text(self, seed: int, example_id: str) -> str:
+        """What the seed of an example's candidates is made of: the same whatever else is asked."""
+        later = f" {self.skip}" if self.skip else ""
+        return f"{seed} {example_id} {self.name}{later}"
 
 
 def parse_decoding(name: str, n: int) -> Decoding:

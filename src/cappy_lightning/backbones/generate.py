@@ -7,8 +7,9 @@ example, written as its answers come. The same call continues after it. When all
 import contextlib
 import urllib.parse
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from cappy_lightning.backbones.backbone import Answer, Backbone, Request
@@ -62,7 +63,14 @@ def left_out_path(pool: Path) -> Path:
 
 
 def record_pools(
-    examples: Callable[[], Iterable[Example]], config: BackboneConfig, out: Path, *, part: bool = False
+    examples: Callable[[], Iterable[Example]],
+    config: BackboneConfig,
+    out: Path,
+    *,
+    part: bool = False,
+    around: Callable[[Backbone], Backbone] = lambda backbone: backbone,
+    rows: Callable[[Iterator[Pool]], Iterator[dict[str, Any]]] = lambda pools: map(Pool.to_row, pools),
+    made_also_by: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Let the backbone answer every example, and write the pools to `out` in the order of the examples.
 
@@ -75,12 +83,15 @@ def record_pools(
         config: the section `backbone`.
         out: the pool file; it appears when all examples are there.
         part: this is one of several parts, which may be without any example.
+        around: what stands between the examples and the backbone.
+        rows: what is written of the pools, when all are there.
+        made_also_by: settings of these two; a recording with others is not continued.
 
     Raises:
         InputError: `out` exists, there is no example, a partial recording of something else is in the way,
             the backbone fails, or a budget is spent.
     """
-    asked = _asked_decodings(config)
+    asked = asked_decodings(config)
     make_dir(out.parent)
     lock = out.with_name(f".{out.name}.lock")
     with open_locked(lock, out, "recording"):
@@ -95,6 +106,7 @@ def record_pools(
             "fingerprint": fingerprint(known.digest, config),
             **settings(config),
             "prompt_prefixes": prompter.prefixes,
+            **made_also_by,
         }
         journal = Journal(out.with_name(out.name + ".partial"), made_by)
         if journal.count:
@@ -107,20 +119,30 @@ def record_pools(
                 if config.kind != "recorded":
                     say_estimate(known, journal, prompter, asked, config)
                 with open_backbone(config) as backbone:
-                    recorder.run(backbone, _possible(backbone, asked))
+                    recorder.run(around(backbone), possible_decodings(backbone, asked))
         with kept_on_failure(out, KEPT):
-            _publish(journal, out, made_by, config)
+            _publish(journal, out, made_by, config, rows)
         lock.unlink()
 
 
-def _asked_decodings(config: BackboneConfig) -> list[Decoding]:
+def asked_decodings(config: BackboneConfig) -> list[Decoding]:
+    """The decodings that a config names.
+
+    Raises:
+        InputError: an unknown one.
+    """
     counts = {name: n for name, n in config.decodings.items() if n}
     if config.kind == "recorded":  # under whatever name it was recorded
         return [Decoding(name, n) for name, n in counts.items()]
     return [parse_decoding(name, n) for name, n in counts.items()]
 
 
-def _possible(backbone: Backbone, asked: Sequence[Decoding]) -> list[Decoding]:
+def possible_decodings(backbone: Backbone, asked: Sequence[Decoding]) -> list[Decoding]:
+    """Those of the asked decodings that a backbone can do; what is left out is said.
+
+    Raises:
+        InputError: there is none.
+    """
     reasons = {decoding.name: backbone.refuses(decoding) for decoding in asked}
     for name, reason in reasons.items():
         if reason:
@@ -223,14 +245,25 @@ class _Recorder:
         self._refused = []
 
 
-def _publish(journal: Journal, out: Path, made_by: dict[str, Any], config: BackboneConfig) -> None:
+def _publish(
+    journal: Journal,
+    out: Path,
+    made_by: dict[str, Any],
+    config: BackboneConfig,
+    rows: Callable[[Iterator[Pool]], Iterator[dict[str, Any]]],
+) -> None:
     """The finished recording as the pool file and what lies beside it."""
-    with atomic_path(out) as scratch, open(scratch, "w", encoding="utf-8") as final:
-        candidates = 0
+    candidates = 0
+
+    def pools() -> Iterator[Pool]:
+        nonlocal candidates
         for row in journal.rows():
             if "pool" in row:
-                final.write(to_line(row["pool"]))
                 candidates += len(row["pool"]["candidates"])
+                yield Pool.from_row(row["pool"], out, labelled=False)
+
+    with atomic_path(out) as scratch, open(scratch, "w", encoding="utf-8") as final:
+        final.writelines(map(to_line, rows(pools())))
         if journal.left_out:
             with atomic_path(left_out_path(out)) as other, open(other, "w", encoding="utf-8") as stream:
                 stream.writelines(to_line(row) for row in journal.rows() if "problem" in row)

@@ -128,7 +128,7 @@ class OpenAIBackbone:
     async def _answer(self, request: Request, decodings: Sequence[Decoding]) -> Answer:
         seed = self._config.seed
         parts = await asyncio.gather(
-            *(self._sample(request.prompt, d, f"{seed} {request.example.id} {d.name}") for d in decodings),
+            *(self._sample(request.prompt, d, d.seed_text(seed, request.example.id)) for d in decodings),
             return_exceptions=True,
         )
         refusals: list[openai.APIStatusError] = []

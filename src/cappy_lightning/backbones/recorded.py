@@ -46,7 +46,7 @@ class RecordedBackbone:
         return None if decoding.name in self._decodings else f"the recorded pools have no such candidates, but {known}"
 
     def answer(self, requests: Iterator[Request], decodings: Sequence[Decoding]) -> Iterator[Answer]:
-        """The first `n` recorded candidates of each decoding."""
+        """The first `n` recorded candidates of each decoding, after those that are skipped."""
         for request in requests:
             place = self._places.get(_key(request.example.instruction))
             if place is None:
@@ -59,7 +59,8 @@ class RecordedBackbone:
             recorded = pool_from_row(row, f"{path}:{number}", labelled=False).candidates
             chosen: list[Candidate] = []
             for decoding in decodings:
-                chosen += [one for one in recorded if one.decoding == decoding.name][: decoding.n]
+                own = [one for one in recorded if one.decoding == decoding.name]
+                chosen += own[decoding.skip : decoding.skip + decoding.n]
             yield Answer(tuple(chosen), problem=None if chosen else "its recorded pool has no such candidates")
 
 

@@ -94,7 +94,7 @@ class TransformersBackbone:
                 say("warning: prompts longer than backbone.max_prompt_tokens lose their beginning")
             written = [0] * len(batch)
             for decoding in decodings:
-                name = f"{self._config.seed} {batch[0].example.id} {decoding.name}"
+                name = decoding.seed_text(self._config.seed, batch[0].example.id)
                 for place, (one, tokens) in enumerate(self._generate(encoded, decoding, name)):
                     written[place // decoding.n] += tokens
                     found[place // decoding.n].append(one)

@@ -110,12 +110,13 @@ class Sources:
     Args:
         arguments: the file; after a sources file more of them, and `key=value` words for its keys.
         shard: which part of the rows to read.
+        labelled: whether a row of a table needs references or choices; without them it is only to be answered.
 
     Raises:
         InputError: a file that cannot be read, or sources that make no sense.
     """
 
-    def __init__(self, arguments: Sequence[str], shard: Shard | None = None) -> None:
+    def __init__(self, arguments: Sequence[str], shard: Shard | None = None, *, labelled: bool = True) -> None:
         self._shard = shard or Shard()
         path = arguments[0]
         if path.endswith((".yaml", ".yml")):
@@ -135,7 +136,13 @@ class Sources:
             raise InputError(path, "names no source, expected a list 'sources'")
         classes: dict[str, list[str]] = {}
         self._sources = [
-            _Source(self._config, source, f"{path}: sources[{i}]" if len(self._config.sources) > 1 else path, classes)
+            _Source(
+                self._config,
+                source,
+                f"{path}: sources[{i}]" if len(self._config.sources) > 1 else path,
+                classes,
+                labelled,
+            )
             for i, source in enumerate(self._config.sources)
         ]
 
@@ -191,8 +198,10 @@ class Apart:
 class _Source:
     """One source, streaming."""
 
-    def __init__(self, root: SourcesConfig, config: SourceConfig, where: str, classes: dict[str, list[str]]) -> None:
-        self._root, self._config, self._where = root, config, where
+    def __init__(
+        self, root: SourcesConfig, config: SourceConfig, where: str, classes: dict[str, list[str]], labelled: bool
+    ) -> None:
+        self._root, self._config, self._where, self._labelled = root, config, where, labelled
         #: By task, of all sources whose labels are the choices.
         self._classes_by_task = classes
         self.notes: list[str] = []
@@ -277,7 +286,8 @@ class _Source:
         task = self.dataset
         label = config.columns.get("label", "label")
         classes = self._classes(rows, label)
-        columns = Columns(config.columns, task, self._split(), classes or config.choices, config.template, (low, high))
+        choices = classes or config.choices
+        columns = Columns(config.columns, task, self._split(), choices, config.template, (low, high), self._labelled)
         mask = self._mask(rows.count(), config.max_examples, task) if config.max_examples else None
         numbered = ((number, placed) for number, placed in enumerate(rows.read()) if mask is None or mask[number])
         for _, (where, row) in shard.of(numbered):

@@ -30,6 +30,7 @@ class Columns:
         template: how the instruction shows its column (`fill_template`).
         score_range: the lowest and highest value of `score`, which is mapped to [0, 1] and belongs to the
             one response of the row.
+        labelled: whether a row without a score must have references or choices.
     """
 
     of: Mapping[str, str | Sequence[str] | None] = field(default_factory=dict)
@@ -38,6 +39,7 @@ class Columns:
     choices: Sequence[str] = ()
     template: str = "{text}"
     score_range: tuple[float, float] = (0.0, 1.0)
+    labelled: bool = True
 
     def pool(self, row: Mapping[str, Any], where: str) -> Pool:
         """The pool of a row, without candidates where it has no responses.
@@ -67,7 +69,7 @@ class Columns:
         if responses:
             own = {} if score is None else {"score": score}
             found["candidates"] = [{"response": response, **own} for response in responses]
-        return Pool.from_row(found, where, labelled=score is None, answered=False)
+        return Pool.from_row(found, where, labelled=self.labelled and score is None, answered=False)
 
     def _columns(self, name: str, row: Mapping[str, Any], where: str) -> list[str]:
         if name not in self.of:

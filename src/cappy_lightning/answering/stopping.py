@@ -1,0 +1,143 @@
+"""Sampling that goes on only until the scorer is sure.
+
+Best-of-n samples as much for an easy instruction as for a hard one. A pointwise score in [0, 1] says when a
+candidate is good enough: an optimal-stopping rule with a fixed threshold.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+
+from cappy_lightning.backbones.backbone import ONLY_EMPTY, Answer, Backbone, Request
+from cappy_lightning.backbones.decoding import Decoding
+from cappy_lightning.config import AnswerConfig
+from cappy_lightning.errors import InputError
+from cappy_lightning.records import Candidate
+from cappy_lightning.scorer.pretrained import PretrainedScorer
+
+#: Requests whose rounds go side by side: while some are scored, others are under way.
+WAVE = 32
+#: Answers that are scored together.
+SCORED_TOGETHER = 8
+
+
+def default_decodings(n: int) -> dict[str, int]:
+    """`n` candidates: the greedy one, and others of a temperature at which they are still good.
+
+    Raises:
+        InputError: `n` is below 1.
+    """
+    if n < 1:
+        raise InputError("n", f"is {n}, expected at least 1")
+    return {"greedy": 1, "temperature_0.7": n - 1}
+
+
+def abstains(score: float, config: AnswerConfig) -> bool:
+    """Whether a selected candidate is not good enough to be the answer."""
+    return config.abstain is not None and score < config.abstain
+
+
+def until_sure(backbone: Backbone, scorer: PretrainedScorer, config: AnswerConfig) -> Backbone:
+    """The backbone, asked in rounds where something can stop them, else all at once."""
+    if config.stop is None and config.budget_tokens is None:
+        return backbone
+    return StoppingBackbone(backbone, scorer, config)
+
+
+def plan_rounds(decodings: Sequence[Decoding], step: int) -> list[list[Decoding]]:
+    """Decodings in their order, cut into rounds of `step` candidates; beams, which are found together, stay whole."""
+    rounds: list[list[Decoding]] = []
+    room = 0
+    for decoding in decodings:
+        asked = 0
+        while asked < decoding.n:
+            if room <= 0:
+                rounds.append([])
+                room = step
+            count = decoding.n if decoding.beams > 1 else min(room, decoding.n - asked)
+            rounds[-1].append(replace(decoding, n=count, skip=asked))
+            asked, room = asked + count, room - count
+    return rounds
+
+
+@dataclass
+class _Draft:
+    """What is known of a request's answer so far. `best` is the highest score, `scored` counts candidates."""
+
+    request: Request
+    candidates: list[Candidate] = field(default_factory=list)
+    input_tokens: int = 0
+    output_tokens: int = 0
+    empty: int = 0
+    refused: str | None = None
+    best: float = -1.0
+    scored: int = 0
+
+    def add(self, answer: Answer) -> None:
+        self.candidates += answer.candidates
+        self.input_tokens += answer.input_tokens
+        self.output_tokens += answer.output_tokens
+        self.empty += answer.empty
+        if answer.problem != ONLY_EMPTY:
+            self.refused = answer.problem
+
+    def answer(self) -> Answer:
+        problem = None if self.candidates else self.refused or ONLY_EMPTY
+        return Answer(tuple(self.candidates), self.input_tokens, self.output_tokens, self.empty, problem)
+
+
+class StoppingBackbone:
+    """A backbone that is asked in rounds, until a candidate's score is high enough.
+
+    Args:
+        backbone: who answers.
+        scorer: whose scores decide.
+        config: when to stop; the section `answer`.
+    """
+
+    def __init__(self, backbone: Backbone, scorer: PretrainedScorer, config: AnswerConfig) -> None:
+        self._backbone, self._scorer, self._config = backbone, scorer, config
+        self.group = backbone.group * -(-WAVE // backbone.group)
+
+    def refuses(self, decoding: Decoding) -> str | None:
+        """Why the backbone cannot decode like this; None if it can."""
+        return self._backbone.refuses(decoding)
+
+    def answer(self, requests: Iterator[Request], decodings: Sequence[Decoding]) -> Iterator[Answer]:
+        """Answer every request with as many of the decodings' candidates as it takes, in order.
+
+        Raises:
+            InputError: see `Backbone.answer`.
+        """
+        rounds = plan_rounds(decodings, self._config.step)
+        while wave := list(islice(requests, self.group)):
+            drafts = [_Draft(request) for request in wave]
+            for asked in rounds:
+                self._ask([draft for draft in drafts if not self._enough(draft)], asked)
+            yield from (draft.answer() for draft in drafts)
+
+    def _enough(self, draft: _Draft) -> bool:
+        stop, budget = self._config.stop, self._config.budget_tokens
+        if budget is not None and draft.input_tokens + draft.output_tokens >= budget:
+            return True
+        return bool(draft.refused) or (stop is not None and draft.best >= stop)
+
+    def _ask(self, drafts: Sequence[_Draft], asked: Sequence[Decoding]) -> None:
+        answers = self._backbone.answer((draft.request for draft in drafts), asked)
+        unscored: list[_Draft] = []
+        for draft, answer in zip(drafts, answers, strict=True):
+            draft.add(answer)
+            unscored.append(draft)
+            if len(unscored) == SCORED_TOGETHER:
+                self._score(unscored)
+                unscored = []
+        self._score(unscored)
+
+    def _score(self, drafts: Sequence[_Draft]) -> None:
+        if self._config.stop is None:
+            return
+        new = [(draft, candidate) for draft in drafts for candidate in draft.candidates[draft.scored :]]
+        pairs = [(draft.request.example.instruction, candidate.response) for draft, candidate in new]
+        scores = self._scorer.score(pairs, [draft.request.example.task for draft, _ in new])
+        for (draft, _), score in zip(new, scores.tolist(), strict=True):
+            draft.best, draft.scored = max(draft.best, score), draft.scored + 1
