@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from cappy_lightning.answering.ahead import ahead
-from cappy_lightning.answering.stopping import abstains, default_decodings, until_sure
+from cappy_lightning.answering.stopping import abstains, sampling_words, until_sure
 from cappy_lightning.backbones.backbone import Answer, Backbone, Request
 from cappy_lightning.backbones.decoding import Decoding
 from cappy_lightning.backbones.generate import asked_decodings, open_backbone, possible_decodings
 from cappy_lightning.backbones.prompts import Prompter
-from cappy_lightning.config import AnswerConfig, BackboneConfig, Config
+from cappy_lightning.config import AnswerConfig, Config
 from cappy_lightning.config_loading import NO_DATA, load_config
 from cappy_lightning.errors import InputError
 from cappy_lightning.instructions import fill_template
@@ -150,10 +150,10 @@ class Cappy(PretrainedScorer):
             backbone: the LLM, as the keys of the section `backbone` of a config, for instance
                 `{"kind": "openai", "url": "https://...", "model": "NAME", "chat": True}`, or the kind alone. A key is
                 taken from `$OPENAI_API_KEY`.
-            n: candidates for each instruction: a greedy one, and others of temperature 0.7 (or `backbone["decodings"]`,
-                whatever `n`).
+            n: candidates for each instruction: a greedy one, and others of temperature 0.7; `backbone["decodings"]`
+                can change the number of each.
             shots: (instruction, response) pairs that the LLM is shown before each instruction.
-            stop: the score of a candidate with which no more are sampled; four are asked for at a time.
+            stop: the score of a candidate with which no more are sampled; two are asked for at a time.
             budget_tokens: of an instruction, prompts and answers, with which no more are sampled.
             abstain: the score below which there is no answer.
             task: where adapters for several tasks were loaded.
@@ -235,8 +235,7 @@ def _answered(
 
 def _answer_config(backbone: str | Mapping[str, Any], n: int, limits: Mapping[str, float | None]) -> Config:
     given: dict[str, Any] = {"kind": backbone} if isinstance(backbone, str) else dict(backbone)
-    given.setdefault("decodings", dict.fromkeys(BackboneConfig().decodings, 0) | default_decodings(n))
-    words = [f"backbone.{name}={json.dumps(value)}" for name, value in given.items()]
+    words = [*sampling_words(n), *(f"backbone.{name}={json.dumps(value)}" for name, value in given.items())]
     return load_config([*words, *(f"answer.{name}={json.dumps(value)}" for name, value in limits.items()), *NO_DATA])
 
 

@@ -188,8 +188,10 @@ def _select(options: argparse.Namespace) -> int:
 
 
 def _answer(options: argparse.Namespace) -> int:
+    from cappy_lightning.answering.stopping import sampling_words
+
     # What is to be answered has no references that could be shown; a template can have examples in it.
-    options.config.insert(0, "backbone.shots=0")
+    options.config[:0] = [*sampling_words(options.n), "backbone.shots=0"]
     if options.instruction is not None:
         words = [options.source] if options.source else []  # the first key=value word
         return _answer_one(options, load_config([*words, *options.config, *NO_DATA]))
@@ -230,6 +232,30 @@ def _answer_one(options: argparse.Namespace, config: Config) -> int:
         say(f"no answer: {why}")
     else:
         print(best.response)
+    return 0
+
+
+def _calibrate(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from cappy_lightning.answering.calibration import calibrate, overlay, read_held_out
+    from cappy_lightning.answering.charts import calibration_page, calibration_table
+    from cappy_lightning.page import print_table, write_page
+
+    config = load_config([*options.config, *NO_DATA])
+    for name, value in (("--keep", options.keep), ("--precision", options.precision)):
+        if value is not None and not 0 < value <= 1:
+            raise InputError(name, f"is {value}, expected a share above 0, at most 1")
+    pools = read_held_out(options.source)
+    cappy = _open_cappy(options, config.select.by)
+    result = calibrate(cappy, pools, config, options.keep, options.precision)
+    print_table(calibration_table(result), Console(stderr=True))
+    with _output(options.out) as stream:
+        stream.write(f"# cappy calibrate {options.source} --scorer {options.scorer}\n{overlay(result)}")
+    if options.json:
+        write_json(Path(options.json), result)
+    if options.html:
+        write_page(calibration_page(result, f"{options.source}: {options.scorer}"), Path(options.html))
     return 0
 
 
@@ -345,6 +371,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "score": _score,
     "select": _select,
     "answer": _answer,
+    "calibrate": _calibrate,
     "evaluate": _evaluate,
     "export": _export,
     "submit": _submit,

@@ -133,11 +133,42 @@ def _parser() -> argparse.ArgumentParser:
     answer.add_argument("source", nargs="?", metavar="EXAMPLES", help="JSONL, CSV or Parquet, or a sources file (YAML)")
     answer.add_argument("config", nargs="*", metavar="[FILE.yaml ...] [answer.key=value ...] [backbone.key=value ...]")
     answer.add_argument("-o", "--out", metavar="ANSWERS.jsonl")
+    answer.add_argument(
+        "-n", type=int, default=8, metavar="N", help="candidates: one greedy, the others of temperature 0.7; default: 8"
+    )
     answer.add_argument("--instruction", metavar="TEXT", help="answer this one, on standard output")
     answer.add_argument("--shard", metavar="I/N", help="only part I (from 0) of N, into a place of its own in OUT")
     answer.add_argument("--json", metavar="REPORT.json", help="write the report as JSON, too")
     answer.add_argument("--html", metavar="PAGE.html", help="write it as one self-contained page, too")
     _scorer(answer)
+
+    calibrate = add(
+        "calibrate",
+        help="choose the scores at which sampling stops and no answer is given",
+        description="Pools with references (JSONL), none of them used in the training, say what sampling one by one\n"
+        "would have given. The thresholds are written as an overlay for `cappy answer` and `cappy serve`.\n\n"
+        "  cappy calibrate pool.jsonl --scorer runs/quickstart/adapter -o answer.yaml --html page.html\n"
+        "  cappy calibrate pool.jsonl --scorer runs/quickstart/adapter -o answer.yaml --precision 0.6\n"
+        "  cappy answer questions.jsonl -o answers.jsonl --scorer runs/quickstart/adapter answer.yaml",
+        epilog="Keys:\n"
+        + "\n".join(
+            [
+                describe_keys(AnswerConfig, "answer."),
+                describe_keys(SelectConfig, "select."),
+                describe_keys(LabelConfig, "label."),
+            ]
+        ),
+    )
+    calibrate.add_argument("source", metavar="POOL.jsonl", help="of the split validation, where some examples are")
+    calibrate.add_argument("config", nargs="*", metavar="[answer.step=N] [select.by=fused] [label.key=value ...]")
+    calibrate.add_argument("-o", "--out", default="-", metavar="ANSWER.yaml", help="default: standard output")
+    calibrate.add_argument(
+        "--keep", type=float, default=1.0, help="share of the quality of all candidates that is kept (default: 1)"
+    )
+    calibrate.add_argument("--precision", type=float, help="mean quality, from 0 to 1, of the answers that are given")
+    calibrate.add_argument("--json", metavar="FILE.json", help="write thresholds, promises and curves as JSON, too")
+    calibrate.add_argument("--html", metavar="PAGE.html", help="write table and curves as one page, too")
+    _scorer(calibrate)
 
     evaluate = add("evaluate", help="run a benchmark of the paper")
     benchmarks = evaluate.add_subparsers(dest="benchmark", metavar="BENCHMARK", required=True)

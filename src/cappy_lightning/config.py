@@ -152,7 +152,7 @@ class SelectConfig:
 class AnswerConfig:
     """When enough candidates have been sampled, and when none is good enough."""
 
-    step: int = key(4, "Candidates that are asked for at a time, while it is not known whether they are enough")
+    step: int = key(2, "Candidates that are asked for at a time, while it is not known whether they are enough")
     stop: float | None = key(
         None, "Score of a candidate with which no more are sampled; null: all that backbone.decodings names"
     )

@@ -12,7 +12,11 @@ from cappy_lightning.answering import stopping
 from cappy_lightning.records import Pool
 from cappy_lightning.sources.jsonl import read_pools
 
-RECORDED = ("backbone.kind=recorded", f"backbone.pools=[{QUICKSTART_POOL}]")
+RECORDED = (
+    "backbone.kind=recorded",
+    f"backbone.pools=[{QUICKSTART_POOL}]",
+    "backbone.decodings={greedy: 1, sampling: 4, temperature_0.7: 4, nucleus_0.9: 4}",
+)
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +123,7 @@ def test_one_instruction_is_answered_on_standard_output(cappy: Run, adapter: Pat
         (("{questions}",), "cappy answer: expected EXAMPLES -o ANSWERS.jsonl"),
         (("{questions}", "-o", "{questions}"), "questions.jsonl: exists already, expected a new file"),
         (("{questions}", "-o", "{new}", "answer.stop=7"), "answer.stop: is 7.0, expected a score from 0 to 1"),
+        (("{questions}", "-o", "{new}", "-n", "0"), "n: is 0, expected at least 1"),
         (("{questions}", "-o", "{new}", "answer.step=0"), "answer.step: is 0, expected at least 1"),
         (("{questions}", "-o", "{new}", "backbone.shots=2"), "backbone.shots: is 2, but only 0 training examples"),
     ],

@@ -1,5 +1,6 @@
 """Sampling until the scorer is sure, by a real scorer over recorded candidates of a real LLM."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,17 +35,22 @@ def sampled(scorer: Cappy, pools: list[Pool], config: AnswerConfig) -> list[Answ
     return list(backbone.answer((Request(pool.example, "") for pool in pools), DECODINGS))
 
 
-def test_rounds_keep_the_order_and_say_what_came_before() -> None:
-    rounds = plan_rounds([Decoding("greedy", 1), Decoding("beam_4", 4, beams=4), Decoding("sampling", 5)], 3)
-    found = [[(d.name, d.n, d.skip) for d in one] for one in rounds]
-    assert found == [[("greedy", 1, 0), ("beam_4", 4, 0)], [("sampling", 3, 0)], [("sampling", 2, 3)]]
+def test_decodings_contribute_in_turns_and_say_what_came_before() -> None:
+    decodings = [Decoding("greedy", 1), Decoding("beam_4", 4, beams=4), Decoding("sampling", 5), Decoding("top_k_9", 2)]
+    found = [[(d.name, d.n, d.skip) for d in one] for one in plan_rounds(decodings, 3)]
+    assert found == [
+        [("greedy", 1, 0), ("beam_4", 4, 0), ("sampling", 1, 0)],
+        [("sampling", 1, 1), ("top_k_9", 2, 0)],
+        [("sampling", 3, 2)],
+    ]
     assert plan_rounds([Decoding("sampling", 2)], 10) == [[Decoding("sampling", 2)]]
 
 
 def test_it_stops_with_the_first_round_that_has_a_good_candidate(scorer: Cappy, asked: list[Pool]) -> None:
     everything = sampled(scorer, asked, AnswerConfig(step=STEP, stop=1.0))
-    names = [one.name for one in DECODINGS for _ in range(one.n)]
-    assert all([c.decoding for c in answer.candidates] == names for answer in everything)
+    for answer in everything:
+        assert Counter(c.decoding for c in answer.candidates) == {one.name: one.n for one in DECODINGS}
+        assert [c.decoding for c in answer.candidates[:STEP]] == [one.name for one in DECODINGS]
     scores = [
         scorer.score([(pool.example.instruction, c.response) for c in answer.candidates]).tolist()
         for pool, answer in zip(asked, everything, strict=True)

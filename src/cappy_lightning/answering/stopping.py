@@ -4,13 +4,15 @@ Best-of-n samples as much for an easy instruction as for a hard one. A pointwise
 candidate is good enough: an optimal-stopping rule with a fixed threshold.
 """
 
+import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from cappy_lightning.backbones.backbone import ONLY_EMPTY, Answer, Backbone, Request
 from cappy_lightning.backbones.decoding import Decoding
-from cappy_lightning.config import AnswerConfig
+from cappy_lightning.config import AnswerConfig, BackboneConfig
 from cappy_lightning.errors import InputError
 from cappy_lightning.records import Candidate
 from cappy_lightning.scorer.pretrained import PretrainedScorer
@@ -21,15 +23,16 @@ WAVE = 32
 SCORED_TOGETHER = 8
 
 
-def default_decodings(n: int) -> dict[str, int]:
-    """`n` candidates: the greedy one, and others of a temperature at which they are still good.
+def sampling_words(n: int) -> list[str]:
+    """The words of a config for `n` candidates: the greedy one, and others of a temperature at which they are good.
 
     Raises:
         InputError: `n` is below 1.
     """
     if n < 1:
         raise InputError("n", f"is {n}, expected at least 1")
-    return {"greedy": 1, "temperature_0.7": n - 1}
+    counts = dict.fromkeys(BackboneConfig().decodings, 0) | {"greedy": 1, "temperature_0.7": n - 1}
+    return [f"backbone.decodings={json.dumps(counts)}"]
 
 
 def abstains(score: float, config: AnswerConfig) -> bool:
@@ -44,19 +47,27 @@ def until_sure(backbone: Backbone, scorer: PretrainedScorer, config: AnswerConfi
     return StoppingBackbone(backbone, scorer, config)
 
 
+def in_turns(counts: Sequence[int]) -> list[int]:
+    """Which of several gives the next candidate, until all have given theirs: one each, turn by turn."""
+    return [place for turn in range(max(counts, default=0)) for place, count in enumerate(counts) if turn < count]
+
+
 def plan_rounds(decodings: Sequence[Decoding], step: int) -> list[list[Decoding]]:
-    """Decodings in their order, cut into rounds of `step` candidates; beams, which are found together, stay whole."""
+    """Rounds of `step` candidates, to which decodings contribute in turns; beams, found together, count as one."""
+    order = in_turns([1 if decoding.beams > 1 else decoding.n for decoding in decodings])
     rounds: list[list[Decoding]] = []
-    room = 0
-    for decoding in decodings:
-        asked = 0
-        while asked < decoding.n:
-            if room <= 0:
-                rounds.append([])
-                room = step
-            count = decoding.n if decoding.beams > 1 else min(room, decoding.n - asked)
-            rounds[-1].append(replace(decoding, n=count, skip=asked))
-            asked, room = asked + count, room - count
+    given: Counter[int] = Counter()
+    for start in range(0, len(order), step):
+        own = Counter(order[start : start + step])
+        rounds.append(
+            [
+                decodings[place]
+                if decodings[place].beams > 1
+                else replace(decodings[place], n=count, skip=given[place])
+                for place, count in sorted(own.items())
+            ]
+        )
+        given += own
     return rounds
 
 

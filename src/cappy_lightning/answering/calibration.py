@@ -1,0 +1,256 @@
+"""Thresholds of answering, chosen on pools with references: when to stop sampling, and when to abstain.
+
+The pools say what sampling one by one would have given. Their decodings contribute in turns, as they do in answering;
+the candidates of one decoding, which are draws from the same distribution, come in several random orders.
+
+- `stop` is the score that needs the fewest candidates among those with which the selected ones have, on average, at
+  least a given share of the reward that selecting among all candidates has.
+- `abstain` is the lowest score with which the answers that are given have, on average, at least a given reward.
+
+What thresholds promise is told by examples that they were not chosen on: each fifth by those chosen on the others.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cappy_lightning.answering.stopping import in_turns
+from cappy_lightning.cappy import Cappy
+from cappy_lightning.config import Config
+from cappy_lightning.errors import InputError
+from cappy_lightning.labeling.measures import open_measure
+from cappy_lightning.progress import say
+from cappy_lightning.records import Pool, Selection
+from cappy_lightning.selection.baselines import are_choices, rewards
+from cappy_lightning.sources.jsonl import read_labelled_pools
+
+Floats = NDArray[np.float64]
+Rows = NDArray[np.intp]
+
+#: Random orders of each pool's candidates.
+ORDERS = 10
+#: Parts of the examples; each is judged by thresholds chosen on the others.
+FOLDS = 5
+#: Thresholds that are tried.
+TRIED = 200
+#: The least share of examples that a threshold may be chosen on.
+LEAST_COVERAGE = 0.05
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What sampling gives, [runs, candidates so far, from 1]; a run is a pool in one order.
+
+    Attributes:
+        pools: of which pool a run is, [runs].
+        rounds: after how many candidates it can be stopped.
+        counts: candidates so far; a pool with fewer than others stays at its last one.
+        best: their highest score.
+        scores: the score of the selected one.
+        rewards: its reward.
+    """
+
+    pools: Rows
+    rounds: Sequence[int]
+    counts: Floats
+    best: Floats
+    scores: Floats
+    rewards: Floats
+
+    def of(self, rows: NDArray[np.bool_]) -> "Sampled":
+        """Some of the runs."""
+        own = (getattr(self, name)[rows] for name in ("counts", "best", "scores", "rewards"))
+        return Sampled(self.pools[rows], self.rounds, *own)
+
+    def stopped(self, stop: float | None) -> tuple[Floats, Floats, Floats]:
+        """Candidates, the selected one's score and its reward of every run, with a threshold."""
+        ends = np.array(self.rounds) - 1
+        hit = self.best[:, ends] >= (np.inf if stop is None else stop)
+        hit[:, -1] = True
+        place = np.arange(len(hit)), ends[hit.argmax(axis=1)]
+        return self.counts[place], self.scores[place], self.rewards[place]
+
+
+def sample(cappy: Cappy, pools: Sequence[Pool], gains: Sequence[Sequence[float]], step: int, seed: int = 0) -> Sampled:
+    """Play the sampling from pools.
+
+    Args:
+        cappy: who scores and selects.
+        pools: with their candidates.
+        gains: the reward of every candidate, in [0, 1].
+        step: candidates of a round.
+        seed: of the orders.
+    """
+    generator = np.random.default_rng(seed)
+    most = max(len(pool.candidates) for pool in pools)
+    rounds = [most] if are_choices(pools) else [*range(step, most, step), most]
+    columns: list[list[tuple[float, float, float, float]]] = []
+    owners: list[int] = []
+    for number, (pool, (whole, _)) in enumerate(zip(pools, cappy.choose(pools), strict=True)):
+        for order in _orders(pool, generator):
+            states = [_state(cappy, pool, whole, gains[number], order[:end]) for end in range(1, len(order) + 1)]
+            columns.append(states + states[-1:] * (most - len(states)))
+            owners.append(number)
+    table = np.array(columns)  # [runs, candidates so far, 4]
+    return Sampled(np.array(owners), rounds, *np.moveaxis(table, 2, 0))
+
+
+def _orders(pool: Pool, generator: np.random.Generator) -> list[list[int]]:
+    by_decoding: dict[str, list[int]] = {}
+    for place, candidate in enumerate(pool.candidates):
+        by_decoding.setdefault(candidate.decoding, []).append(place)
+    groups = list(by_decoding.values())
+    turns = in_turns([len(own) for own in groups])
+    orders = []
+    for _ in range(ORDERS if max(map(len, groups)) > 1 else 1):
+        shuffled = [iter(generator.permutation(own).tolist()) for own in groups]
+        orders.append([next(shuffled[place]) for place in turns])
+    return orders
+
+
+def _state(
+    cappy: Cappy, pool: Pool, whole: Selection, gains: Sequence[float], seen: Sequence[int]
+) -> tuple[float, float, float, float]:
+    """Count, best score, score and reward of the selected one among some of a pool's candidates."""
+    candidates = tuple(pool.candidates[i] for i in seen)
+    logits, scores = ([values[i] for i in seen] for values in (whole.logits, whole.scores))
+    selection = Selection.best(logits, scores, [one.response for one in candidates])
+    if cappy.fusion:
+        selection, _ = cappy.fusion.choose(Pool(pool.example, candidates), selection)
+    return len(seen), max(scores), selection.score, gains[seen[selection.index]]
+
+
+def choose_stop(sampled: Sampled, keep: float) -> float | None:
+    """The threshold with the fewest candidates that keeps a share of the reward; None where only all of them do."""
+    needed = keep * sampled.rewards[:, -1].mean() - 1e-12
+    found: tuple[float, float | None] = (float(sampled.counts[:, -1].mean()), None)
+    for stop in _tried(sampled.best):
+        counts, _, gained = sampled.stopped(stop)
+        if gained.mean() >= needed:
+            found = min(found, (float(counts.mean()), float(stop)), key=lambda one: one[0])
+    return found[1]
+
+
+def choose_abstain(scores: Floats, gained: Floats, precision: float) -> float:
+    """The lowest score at which the answers given have a mean reward; infinity where none has.
+
+    Args:
+        scores: of the selected candidates.
+        gained: the rewards of these.
+        precision: the mean reward that is asked for, of at least a twentieth of the examples.
+    """
+    for threshold in _tried(scores):
+        given = scores >= threshold
+        if given.mean() >= LEAST_COVERAGE and gained[given].mean() >= precision:
+            return float(threshold)
+    return np.inf
+
+
+def _tried(scores: Floats) -> Floats:
+    """Thresholds from low to high."""
+    return np.unique(np.quantile(scores, np.linspace(0, 1, TRIED)))
+
+
+def read_held_out(path: str) -> list[Pool]:
+    """The pools of a file that a scorer has not been trained on, as far as the file says it.
+
+    Raises:
+        InputError: a line that is no pool with references or choices, or there are too few.
+    """
+    pools = read_labelled_pools([path])
+    held_out = [pool for pool in pools if pool.example.split == "validation"]
+    if held_out:
+        say(f"{path}: the {len(held_out)} examples of the split validation are used")
+        pools = held_out
+    if len(pools) < FOLDS:
+        raise InputError(path, f"has {len(pools)} pools, expected at least {FOLDS}")
+    return pools
+
+
+def calibrate(
+    cappy: Cappy, pools: Sequence[Pool], config: Config, keep: float, precision: float | None
+) -> dict[str, Any]:
+    """Choose the thresholds, and tell what they promise.
+
+    Args:
+        cappy: who scores and selects.
+        pools: with references or choices, at least `FOLDS` of them.
+        config: whose sections `answer` (the step) and `label` (the metric) are used.
+        keep: the share of the reward of selecting among all candidates that stopping may not lose.
+        precision: the mean reward of the answers that are given; None: never abstain.
+
+    Returns:
+        `stop` and `abstain` (None: not used), `all` candidates and the `reward` with them, what `stopping` and
+        `abstaining` promise, and the curves `fixed`, `adaptive` and `coverage`.
+
+    Raises:
+        InputError: the precision cannot be reached.
+    """
+    measure, choices = open_measure(config.label.score, config.label.tokenizer), are_choices(pools)
+    sampled = sample(cappy, pools, rewards(pools, measure), config.answer.step)
+
+    def thresholds(own: Sampled) -> tuple[float | None, float | None]:
+        stop = None if choices else choose_stop(own, keep)  # choices are there, and nothing is sampled
+        _, scores, gained = own.stopped(stop)
+        return stop, None if precision is None else choose_abstain(scores, gained, precision)
+
+    stop, abstain = thresholds(sampled)
+    coverage = _coverage(*sampled.stopped(stop)[1:])
+    if abstain == np.inf:
+        most = max(reward for _, reward in coverage)
+        raise InputError("--precision", f"is {precision}, expected what can be reached, at most {most:.2f}")
+    counts, scores, gained = _held_out(sampled, thresholds)
+    given = ~np.isnan(scores)
+    result: dict[str, Any] = {
+        "metric": measure.name if pools[0].example.references else "accuracy",
+        "n_examples": len(pools),
+        "step": config.answer.step,
+        "stop": stop,
+        "abstain": abstain,
+        "all": float(sampled.counts[:, -1].mean()),
+        "reward": float(sampled.rewards[:, -1].mean()),
+        "coverage": coverage,
+    }
+    if not choices:
+        result["stopping"] = {"candidates": float(counts.mean()), "reward": float(gained.mean())}
+        means = sampled.counts.mean(axis=0), sampled.rewards.mean(axis=0)
+        result["fixed"] = [list(point) for point in zip(*(mean.tolist() for mean in means), strict=True)]
+        curve = [(own.mean(), found.mean()) for own, _, found in map(sampled.stopped, _tried(sampled.best))]
+        result["adaptive"] = sorted([float(count), float(reward)] for count, reward in curve)
+    if precision is not None:
+        result["abstaining"] = {
+            "asked": precision,
+            "precision": float(gained[given].mean()) if given.any() else None,
+            "coverage": float(given.mean()),
+        }
+    return result
+
+
+def overlay(result: dict[str, Any]) -> str:
+    """The thresholds of a calibration as YAML, for `cappy answer` and `cappy serve`."""
+    lines = [f"  {name}: {result[name]}" for name in ("step", "stop", "abstain") if result[name] is not None]
+    return "\n".join(["answer:", *lines, ""])
+
+
+def _coverage(scores: Floats, gained: Floats) -> list[list[float]]:
+    """Shares of the examples, those with the highest scores first, each with their mean reward."""
+    order = np.argsort(-scores, kind="stable")
+    precisions = np.cumsum(gained[order]) / np.arange(1, len(order) + 1)
+    places = np.unique(np.linspace(LEAST_COVERAGE * len(order), len(order) - 1, 100).astype(int))
+    return [[float((place + 1) / len(order)), float(precisions[place])] for place in places]
+
+
+def _held_out(
+    sampled: Sampled, thresholds: Callable[[Sampled], tuple[float | None, float | None]]
+) -> tuple[Floats, Floats, Floats]:
+    """Candidates, score (nan where it abstains) and reward of every run, by thresholds chosen on other pools."""
+    parts = []
+    for fold in range(FOLDS):
+        own = sampled.pools % FOLDS == fold
+        stop, abstain = thresholds(sampled.of(~own))
+        counts, scores, gained = sampled.of(own).stopped(stop)
+        parts.append((counts, np.where(scores < (abstain or 0.0), np.nan, scores), gained))
+    return tuple(np.concatenate(part) for part in zip(*parts, strict=True))  # type: ignore[return-value]
