@@ -109,7 +109,11 @@ class Cappy(PretrainedScorer):
         """
         pools, again = tee(pools)
         for pool, selection in zip(again, select_from_pools(self, pools), strict=True):
-            yield self.fusion.choose(pool, selection) if self.fusion else (selection, selection.logits)
+            yield self.final(pool, selection)
+
+    def final(self, pool: Pool, selection: Selection) -> tuple[Selection, Sequence[float]]:
+        """What becomes of the scorer's own selection, and the values that decide: its logits, or the fusion's."""
+        return self.fusion.choose(pool, selection) if self.fusion else (selection, selection.logits)
 
     def answer(
         self,

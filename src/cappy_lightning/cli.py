@@ -259,6 +259,19 @@ def _calibrate(options: argparse.Namespace) -> int:
     return 0
 
 
+def _serve(options: argparse.Namespace) -> int:
+    from cappy_lightning.answering.stopping import sampling_words
+
+    # A failure is the client's to try again: it knows how long it can wait.
+    config = load_config([*sampling_words(options.n), "backbone.retries=0", *options.config, *NO_DATA])
+    try:
+        from cappy_lightning.serving.server import serve
+    except ModuleNotFoundError as error:
+        raise InputError("cappy serve", f"needs {error.name}, expected pip install 'cappy-lightning[serve]'") from None
+    serve(lambda: _open_cappy(options, config.select.by), config)
+    return 0
+
+
 def _report(
     options: argparse.Namespace, judged: Sequence[tuple[Pool, Selection, Selection]], fused: bool, config: Config
 ) -> None:
@@ -372,6 +385,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "select": _select,
     "answer": _answer,
     "calibrate": _calibrate,
+    "serve": _serve,
     "evaluate": _evaluate,
     "export": _export,
     "submit": _submit,

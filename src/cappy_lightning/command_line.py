@@ -4,7 +4,15 @@ import argparse
 import functools
 from collections.abc import Sequence
 
-from cappy_lightning.config import AnswerConfig, BackboneConfig, Config, LabelConfig, SelectConfig, SlurmConfig
+from cappy_lightning.config import (
+    AnswerConfig,
+    BackboneConfig,
+    Config,
+    LabelConfig,
+    SelectConfig,
+    ServeConfig,
+    SlurmConfig,
+)
 from cappy_lightning.records import SPLITS
 from cappy_lightning.schema import describe_keys
 from cappy_lightning.sources.spec import SourceConfig, SourcesConfig
@@ -133,9 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     answer.add_argument("source", nargs="?", metavar="EXAMPLES", help="JSONL, CSV or Parquet, or a sources file (YAML)")
     answer.add_argument("config", nargs="*", metavar="[FILE.yaml ...] [answer.key=value ...] [backbone.key=value ...]")
     answer.add_argument("-o", "--out", metavar="ANSWERS.jsonl")
-    answer.add_argument(
-        "-n", type=int, default=8, metavar="N", help="candidates: one greedy, the others of temperature 0.7; default: 8"
-    )
+    _candidates(answer)
     answer.add_argument("--instruction", metavar="TEXT", help="answer this one, on standard output")
     answer.add_argument("--shard", metavar="I/N", help="only part I (from 0) of N, into a place of its own in OUT")
     answer.add_argument("--json", metavar="REPORT.json", help="write the report as JSON, too")
@@ -169,6 +175,29 @@ def _parser() -> argparse.ArgumentParser:
     calibrate.add_argument("--json", metavar="FILE.json", help="write thresholds, promises and curves as JSON, too")
     calibrate.add_argument("--html", metavar="PAGE.html", help="write table and curves as one page, too")
     _scorer(calibrate)
+
+    serve = add(
+        "serve",
+        help="an HTTP service in front of an LLM, whose answers are the best of several",
+        description="Clients of the OpenAI API get chosen answers by another base URL; /score and /rerank score what\n"
+        "is sent. The LLM's key is taken from $OPENAI_API_KEY, that of the clients from $CAPPY_API_KEY.\n\n"
+        "  cappy serve --scorer runs/quickstart/adapter                         # in front of the packaged LLM\n"
+        "  cappy serve --scorer runs/quickstart/adapter -n 12 answer.yaml serve.port=9000 \\\n"
+        "      backbone.kind=openai backbone.url=http://localhost:8000 backbone.model=NAME\n"
+        "  cappy serve --scorer btan2/cappy-large --adapter tickets=runs/a/adapter --adapter faq=runs/b/adapter",
+        epilog="Keys:\n"
+        + "\n".join(
+            [
+                describe_keys(ServeConfig, "serve."),
+                describe_keys(AnswerConfig, "answer."),
+                describe_keys(SelectConfig, "select."),
+                describe_keys(BackboneConfig, "backbone."),
+            ]
+        ),
+    )
+    serve.add_argument("config", nargs="*", metavar="[FILE.yaml ...] [serve.key=value ...] [backbone.key=value ...]")
+    _candidates(serve)
+    _scorer(serve)
 
     evaluate = add("evaluate", help="run a benchmark of the paper")
     benchmarks = evaluate.add_subparsers(dest="benchmark", metavar="BENCHMARK", required=True)
@@ -274,6 +303,12 @@ def _scorer_options(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("source", nargs="?", default="-", metavar=what, help="input file; - or nothing: standard input")
     parser.add_argument("-o", "--out", default="-", metavar="OUT.jsonl", help="output file; default: standard output")
     _scorer(parser)
+
+
+def _candidates(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-n", type=int, default=8, metavar="N", help="candidates: one greedy, the others of temperature 0.7; default: 8"
+    )
 
 
 def _scorer(parser: argparse.ArgumentParser) -> None:

@@ -165,6 +165,20 @@ class AnswerConfig:
 
 
 @dataclass
+class ServeConfig:
+    """The HTTP service."""
+
+    host: str = key("127.0.0.1", "Address that it listens on; 0.0.0.0: every one of this machine")
+    port: int = key(8080, "Port; 0: a free one")
+    concurrency: int = key(64, "Requests in work at a time; what comes beyond is refused with 503")
+    max_body_bytes: int = key(1_000_000, "Size of a request; a larger one is refused with 413")
+    max_pairs: int = key(1024, "Pairs or documents of one request")
+    timeout: float = key(120.0, "Seconds for one request, after which it is answered with 504")
+    unsure: str = key("I am not sure.", "What a client is told where the best score is below answer.abstain")
+    fallback_model: str | None = key(None, "Model of the upstream whose answer is given there instead")
+
+
+@dataclass
 class BatchConfig:
     """Batches are named by the optimizer step; accumulation follows."""
 
@@ -260,6 +274,7 @@ class Config:
     backbone: BackboneConfig = section(BackboneConfig)
     select: SelectConfig = section(SelectConfig)
     answer: AnswerConfig = section(AnswerConfig)
+    serve: ServeConfig = section(ServeConfig)
     batch: BatchConfig = section(BatchConfig)
     optimizer: OptimizerConfig = section(OptimizerConfig)
     trainer: TrainerConfig = section(TrainerConfig)

@@ -92,6 +92,11 @@ def check_config(config: Config) -> None:
         value = getattr(answer, name)
         expect(value is None or 0 <= value <= 1, f"answer.{name}", "a score from 0 to 1, or null")
     expect(answer.budget_tokens is None or answer.budget_tokens >= 1, "answer.budget_tokens", "at least 1, or null")
+    serve = config.serve
+    expect(0 <= serve.port < 2**16, "serve.port", "0 to 65535")
+    for name in ("concurrency", "max_body_bytes", "max_pairs"):
+        expect(getattr(serve, name) >= 1, f"serve.{name}", "at least 1")
+    expect(0 < serve.timeout < math.inf, "serve.timeout", "seconds above 0")
     expect(batch.micro_size >= 1, "batch.micro_size", "at least 1")
     expect(batch.validation_size >= 1, "batch.validation_size", "at least 1")
     expect(trainer.devices >= 1, "trainer.devices", "at least 1")

@@ -118,8 +118,7 @@ def _state(
     candidates = tuple(pool.candidates[i] for i in seen)
     logits, scores = ([values[i] for i in seen] for values in (whole.logits, whole.scores))
     selection = Selection.best(logits, scores, [one.response for one in candidates])
-    if cappy.fusion:
-        selection, _ = cappy.fusion.choose(Pool(pool.example, candidates), selection)
+    selection, _ = cappy.final(Pool(pool.example, candidates), selection)
     return len(seen), max(scores), selection.score, gains[seen[selection.index]]
 
 

@@ -56,22 +56,11 @@ class OpenAIBackbone:
 
     def __init__(self, config: BackboneConfig, local: str | None = None) -> None:
         self._config = config
-        url = local or config.url
         self._model = config.model or "default"
         self._given_up: set[str] = set()
         self._length = "max_tokens"
         self._limit = asyncio.Semaphore(config.concurrency)
-        key = _key() if local is None else None
-        try:
-            self._client = openai.AsyncOpenAI(
-                api_key=key or "none",  # the package insists on one, local servers do not
-                base_url=_with_version(url) if url else None,
-                timeout=config.timeout,
-                max_retries=config.retries,
-                http_client=openai.DefaultAsyncHttpxClient(trust_env=False) if local else None,
-            )
-        except Exception as error:  # the URL is all that can be wrong, in ways that the HTTP package names
-            raise InputError("backbone.url", f"is '{url}', which is no URL ({error})") from None
+        self._client = open_client(config, local)
         self.where = str(self._client.base_url).rstrip("/")
 
     def __enter__(self) -> Self:
@@ -248,15 +237,39 @@ class OpenAIBackbone:
         return None
 
 
-def _key() -> str | None:
-    """The key from the environment, if there is one.
+def open_client(config: BackboneConfig, local: str | None = None) -> openai.AsyncOpenAI:
+    """A client for an endpoint.
+
+    Args:
+        config: the section `backbone`.
+        local: see `OpenAIBackbone`.
+
+    Raises:
+        InputError: a URL or a key that cannot be used.
+    """
+    url = local or config.url
+    key = environment_key(KEY_VARIABLE) if local is None else None
+    try:
+        return openai.AsyncOpenAI(
+            api_key=key or "none",  # the package insists on one, local servers do not
+            base_url=_with_version(url) if url else None,
+            timeout=config.timeout,
+            max_retries=config.retries,
+            http_client=openai.DefaultAsyncHttpxClient(trust_env=False) if local else None,
+        )
+    except Exception as error:  # the URL is all that can be wrong, in ways that the HTTP package names
+        raise InputError("backbone.url", f"is '{url}', which is no URL ({error})") from None
+
+
+def environment_key(variable: str) -> str | None:
+    """The key in a variable of the environment, if there is one.
 
     Raises:
         InputError: it cannot be sent in a header; the message does not show it.
     """
-    key = os.environ.get(KEY_VARIABLE, "").strip()
+    key = os.environ.get(variable, "").strip()
     if not (key.isascii() and key.isprintable()):
-        raise InputError(f"${KEY_VARIABLE}", "holds characters that no key has, expected printable ASCII")
+        raise InputError(f"${variable}", "holds characters that no key has, expected printable ASCII")
     return key or None
 
 

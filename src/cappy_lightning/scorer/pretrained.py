@@ -23,12 +23,17 @@ Floats = NDArray[np.float32]
 
 
 class PretrainedScorer:
-    """A saved scorer, an adapter on its base, or several adapters by task, ready for inference."""
+    """A saved scorer, an adapter on its base, or several adapters by task, ready for inference.
+
+    Attributes:
+        scorer: encoder and head.
+        tasks: the names of the adapters, where there are several by task.
+    """
 
     def __init__(self, scorer: Scorer) -> None:
         self.scorer = scorer
         self._inference = Inference(scorer)
-        self._tasks: tuple[str, ...] = ()
+        self.tasks: tuple[str, ...] = ()
 
     @classmethod
     def from_pretrained(
@@ -78,7 +83,7 @@ class PretrainedScorer:
         scorer.model.eval().requires_grad_(False)
         scorer.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         loaded = cls(scorer)  # how many tokens a forward has goes by the device
-        loaded._tasks = tuple(adapters) if isinstance(adapter, Mapping) else ()
+        loaded.tasks = tuple(adapters) if isinstance(adapter, Mapping) else ()
         return loaded
 
     def logits(self, pairs: Sequence[Pair], task: Task = None) -> Floats:
@@ -91,13 +96,13 @@ class PretrainedScorer:
         Raises:
             InputError: a task without an adapter.
         """
-        if not self._tasks:
+        if not self.tasks:
             return self._logits(pairs)
         tasks = [task] * len(pairs) if task is None or isinstance(task, str) else list(task)
-        by_task: dict[str, list[int]] = {name: [] for name in self._tasks}
+        by_task: dict[str, list[int]] = {name: [] for name in self.tasks}
         for index, name in enumerate(tasks):
             if name not in by_task:
-                raise InputError("task", f"is {name!r}, expected one of {', '.join(self._tasks)}")
+                raise InputError("task", f"is {name!r}, expected one of {', '.join(self.tasks)}")
             by_task[name].append(index)
         values = np.empty(len(pairs), dtype=np.float32)
         assert isinstance(self.scorer.model, PeftModel)
