@@ -88,6 +88,7 @@ class Service:
         async def guarded(request: Request) -> Response:
             start = time.perf_counter()
             self._under_way += 1
+            self._metrics.in_work(self._under_way)
             try:
                 if self._under_way > self._limits.concurrency:
                     raise Refusal(503, "too many requests are in work", "overloaded", headers={"retry-after": "1"})
@@ -101,6 +102,7 @@ class Service:
                 response = Response(status_code=HUNG_UP)
             finally:
                 self._under_way -= 1
+                self._metrics.in_work(self._under_way)
             self._metrics.count(name, response.status_code, time.perf_counter() - start)
             return response
 

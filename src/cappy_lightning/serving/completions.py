@@ -244,7 +244,7 @@ async def as_stream(path: str, body: Body, usage: bool) -> AsyncIterator[str]:
         usage: whether the client wants to know the tokens.
     """
     chat = path.startswith("chat")
-    rest = {name: value for name, value in body.items() if name not in ("choices", "usage", "cappy", "object")}
+    rest: Body = {name: body[name] for name in ("id", "created", "model", "system_fingerprint") if name in body}
     rest["object"] = "chat.completion.chunk" if chat else "text_completion"
 
     def event(choices: Sequence[Body], **more: Any) -> str:

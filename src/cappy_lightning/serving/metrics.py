@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
@@ -26,7 +26,12 @@ class Metrics(Collector):
         self._registry = CollectorRegistry()
         self._requests = Counter("cappy_requests", "Requests", ["route", "status"], registry=self._registry)
         self._seconds = Histogram("cappy_request_seconds", "Seconds of a request", ["route"], registry=self._registry)
+        self._in_work = Gauge("cappy_requests_in_work", "Requests in work", registry=self._registry)
         self._registry.register(self)
+
+    def in_work(self, count: int) -> None:
+        """Note how many requests are in work."""
+        self._in_work.set(count)
 
     def count(self, route: str, status: int, seconds: float) -> None:
         """Count a request."""

@@ -64,6 +64,7 @@ def serve(open_cappy: Callable[[], Cappy], config: Config) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them once more when it has ended
             previous = signal.signal(number, lambda *_: None)
             stack.callback(signal.signal, number, previous)
+        listening.listen(settings.backlog)
         say(f"serving on http://{host}:{port}/v1, {sum(one.n for one in decodings)} candidates at most")
         uvicorn.Server(settings).run(sockets=[listening])
         say("ended")
