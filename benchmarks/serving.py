@@ -1,0 +1,173 @@
+"""The service under load: `/score` with 1, 8 and 32 clients, by the load generator wrk, beside scoring one by one.
+
+    python benchmarks/serving.py SCORER [POOL.jsonl] [--requests 400] [--soak 10000] [--out results.json]
+
+A request has the 12 first candidates of an example of the pool, the next request those of the next. `wrk` (a package
+of most distributions) runs on the same machine and takes its share of it. "One by one" is `Cappy.score` in one process
+without HTTP, an example after the other. With `--soak` so many requests follow with 32 clients, and the memory of the
+service is read every second.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from side_by_side import machine
+
+from cappy_lightning import Cappy
+from cappy_lightning.files import write_json
+from cappy_lightning.progress import say
+from cappy_lightning.records import Pool
+from cappy_lightning.sources.jsonl import read_labelled_pools
+
+QUICKSTART = Path(__file__).parent.parent / "data" / "quickstart" / "pool.jsonl"
+CANDIDATES, CLIENTS = 12, (1, 8, 32)
+
+#: Sends the bodies of a file in turn, stops after a number of requests, and says what came.
+SCRIPT = """
+wrk.method = "POST"
+wrk.headers["Content-Type"] = "application/json"
+local bodies, sent, got = {}, 0, 0
+for line in io.lines(os.getenv("BODIES")) do bodies[#bodies + 1] = line end
+request = function()
+  sent = sent + 1
+  return wrk.format(nil, "/score", nil, bodies[(sent - 1) % #bodies + 1])
+end
+response = function()
+  got = got + 1
+  if got >= tonumber(os.getenv("REQUESTS")) then wrk.thread:stop() end
+end
+done = function(summary, latency)
+  io.write(string.format("RESULT %d %d %d %d %d %d %d\\n", summary.requests, summary.duration,
+    latency:percentile(50), latency:percentile(95), latency:percentile(99),
+    summary.errors.status, summary.errors.connect + summary.errors.read + summary.errors.write + summary.errors.timeout))
+end
+"""
+
+
+def load(url: str, folder: Path, clients: int, requests: int) -> dict[str, float]:
+    """Requests a second, latencies in milliseconds, and failures."""
+    environment = os.environ | {"BODIES": str(folder / "bodies"), "REQUESTS": str(requests)}
+    command = ["wrk", "-t1", f"-c{clients}", "-d600s", "--timeout", "60s", "-s", str(folder / "script.lua"), url]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    match = re.search(r"RESULT (\d+) (\d+) (\d+) (\d+) (\d+) (\d+) (\d+)", said)
+    assert match, said
+    count, duration, *percentiles, bad, broken = map(int, match.groups())
+    names = ("median", "p95", "p99")
+    return {
+        "requests_per_second": count / (duration / 1e6),
+        **{name: value / 1e3 for name, value in zip(names, percentiles, strict=True)},
+        "failed": bad + broken,
+    }
+
+
+def one_by_one(scorer: str, pools: list[Pool]) -> dict[str, float]:
+    """The same requests without a service."""
+    cappy = Cappy.from_pretrained(scorer)
+    times = []
+    for pool in pools:
+        begin = time.perf_counter()
+        cappy.score([(pool.example.instruction, one.response) for one in pool.candidates[:CANDIDATES]])
+        times.append(1e3 * (time.perf_counter() - begin))
+    cuts = statistics.quantiles(times, n=100)
+    return {
+        "requests_per_second": 1e3 * len(times) / sum(times),
+        "median": statistics.median(times),
+        "p95": cuts[94],
+        "p99": cuts[98],
+        "failed": 0,
+    }
+
+
+def resident(process: int) -> float:
+    """Memory of a process, in MiB."""
+    text = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
+    found = re.search(r"VmRSS:\s+(\d+)", text)
+    assert found
+    return int(found[1]) / 1024
+
+
+def main() -> None:
+    """Start the service, load it, end it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("scorer")
+    parser.add_argument("pool", nargs="?", type=Path, default=QUICKSTART)
+    parser.add_argument("--requests", type=int, default=400)
+    parser.add_argument("--soak", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    if not shutil.which("wrk"):
+        sys.exit("wrk is not installed")
+    pools = read_labelled_pools([options.pool])
+    results: dict[str, Any] = {"one by one": one_by_one(options.scorer, pools[: options.requests])}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "script.lua").write_text(SCRIPT)
+        rows = [
+            [{"instruction": pool.example.instruction, "response": c.response} for c in pool.candidates[:CANDIDATES]]
+            for pool in pools
+        ]
+        (folder / "bodies").write_text("".join(json.dumps({"pairs": pairs}) + "\n" for pairs in rows))
+        words = ["serve", "--scorer", options.scorer, "serve.port=0", "backbone.kind=openai"]
+        words.append("backbone.url=http://127.0.0.1:9")  # nobody is asked
+        service = subprocess.Popen([sys.executable, "-m", "cappy_lightning", *words], stderr=subprocess.PIPE, text=True)
+        assert service.stderr
+        try:
+            line = next(line for line in service.stderr if line.startswith("serving on"))
+            url = line.split()[2].removesuffix("/v1,")
+            load(url, folder, 8, 50)  # once without a clock
+            for clients in CLIENTS:
+                say(f"{clients} clients")
+                results[f"{clients} clients"] = load(url, folder, clients, options.requests)
+            if options.soak:
+                results["soak"] = soak(service.pid, url, folder, options.soak)
+            with urllib.request.urlopen(f"{url}/metrics") as response:
+                text = response.read().decode()
+            scored = {name: float(value) for name, value in re.findall(r"cappy_(\w+)_scored_total (\S+)", text)}
+            results["pairs of a batch"] = scored["pairs"] / scored["batches"]
+        finally:
+            service.send_signal(signal.SIGTERM)
+            service.wait(60)
+    first = results["one by one"]["requests_per_second"]
+    print(f"\n{', '.join(machine().values())}; {CANDIDATES} pairs a request\n")
+    print("| | requests/s | x one by one | median ms | p95 | p99 | failed |\n|---|---|---|---|---|---|---|")
+    for name in ("one by one", *(f"{clients} clients" for clients in CLIENTS)):
+        row = results[name]
+        print(
+            f"| {name} | {row['requests_per_second']:.1f} | {row['requests_per_second'] / first:.2f} |"
+            f" {row['median']:.0f} | {row['p95']:.0f} | {row['p99']:.0f} | {row['failed']:.0f} |"
+        )
+    print(f"pairs of a batch: {results['pairs of a batch']:.0f}")
+    if options.soak:
+        own = results["soak"]
+        print(
+            f"{options.soak:,} requests: {own['failed']:.0f} failed, memory {own['first']:.0f} to {own['last']:.0f} MiB"
+        )
+    if options.out:
+        write_json(options.out, {"machine": machine(), **results})
+
+
+def soak(process: int, url: str, folder: Path, requests: int) -> dict[str, Any]:
+    """Many requests in ten parts, with the memory after each."""
+    parts, memory = 10, [resident(process)]
+    failed = 0.0
+    for part in range(parts):
+        failed += load(url, folder, 32, requests // parts)["failed"]
+        memory.append(resident(process))
+        say(f"{(part + 1) * requests // parts:,} requests, {memory[-1]:.0f} MiB")
+    return {"failed": failed, "first": memory[1], "last": memory[-1], "memory": memory}
+
+
+if __name__ == "__main__":
+    main()
