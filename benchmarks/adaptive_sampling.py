@@ -33,9 +33,8 @@ def calibrated(run: Path) -> dict[str, Any]:
     pools = validation_pools(config)
     export = next(run / name for name in ("adapter", "model") if (run / name).is_dir())
     cappy = Cappy.from_pretrained(export, by=config.select.by)
-    surer_half = next(
-        reward for share, reward in calibrate(cappy, pools, config, 1.0, None)["coverage"] if share >= 0.5
-    )
+    coverage = calibrate(cappy, pools, config, 1.0, None)["coverage"]
+    surer_half = next(reward for share, reward in coverage if share >= 0.5)
     return calibrate(cappy, pools, config, 1.0, surer_half)
 
 

@@ -49,9 +49,11 @@ response = function()
   if got >= tonumber(os.getenv("REQUESTS")) then wrk.thread:stop() end
 end
 done = function(summary, latency)
+  local errors = summary.errors
+  local lost = errors.connect + errors.read + errors.write + errors.timeout
   io.write(string.format("RESULT %d %d %d %d %d %d %d\\n", summary.requests, summary.duration,
     latency:percentile(50), latency:percentile(95), latency:percentile(99),
-    summary.errors.status, summary.errors.connect + summary.errors.read + summary.errors.write + summary.errors.timeout))
+    summary.errors.status, lost))
 end
 """
 
