@@ -1,5 +1,6 @@
 """What the README and the docs tell people to type works, and what they point to is there."""
 
+import ast
 import re
 import shlex
 from pathlib import Path
@@ -12,7 +13,7 @@ from cappy_lightning.config import Config
 from cappy_lightning.schema import all_keys
 from cappy_lightning.sources.spec import SourcesConfig
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "data" / "quickstart" / "README.md"]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "data" / "quickstart" / "README.md"]
 README = PAGES[0].read_text(encoding="utf-8")
 
 
@@ -44,7 +45,22 @@ def test_commands_parse_and_name_known_keys_and_recipes(page: Path) -> None:
         for word in getattr(parse(words), "config", []):
             name, equals, _ = word.partition("=")
             assert name in known if equals else word in made or (ROOT / word).is_file(), " ".join(words)
-    assert page.name in ("architecture.md", "bigbench_tasks.md") or commands(page)
+
+
+def test_troubleshooting_quotes_messages_that_there_are() -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    known = " ".join(one for path in (ROOT / "src").rglob("*.py") for one in texts(path))
+    quoted = re.findall(r"^\| `(.+?)`", page, flags=re.MULTILINE)
+    assert len(quoted) > 15
+    for message in quoted:
+        for part in re.split(r"FILE:LINE|\.\.\.|\bN\b|'|\(|\)|: ", message):
+            assert part.strip(" :,?") in known, message
+
+
+def texts(path: Path) -> list[str]:
+    """The constant parts of all texts of a module."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return [one.value for one in ast.walk(tree) if isinstance(one, ast.Constant) and isinstance(one.value, str)]
 
 
 def test_every_recipe_and_overlay_is_in_the_table() -> None:

@@ -32,6 +32,20 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
+def command_parsers() -> dict[str, argparse.ArgumentParser]:
+    """The parser of every command by its name; a benchmark's is `evaluate NAME`."""
+    found: dict[str, argparse.ArgumentParser] = {}
+    for name, parser in _subparsers(_parser()).items():
+        below = _subparsers(parser)
+        found |= {f"{name} {own}": nested for own, nested in below.items()} or {name: parser}
+    return found
+
+
+def _subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    actions = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return {name: own for action in actions for name, own in action.choices.items()}
+
+
 _SOURCES_HELP = (
     "\n\nA sources file (YAML) has the keys:\n"
     + describe_keys(SourcesConfig)

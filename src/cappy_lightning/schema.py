@@ -119,8 +119,8 @@ def all_keys(cls: type, prefix: str = "") -> dict[str, dataclasses.Field[Any]]:
     return keys
 
 
-def describe_keys(cls: type, prefix: str = "") -> str:
-    """The help text: every key of the schema, or of a section of it, with its type, default and meaning."""
+def key_lines(cls: type) -> list[tuple[str, str, str, str]]:
+    """Every key of the schema with its type, default and meaning, as they are shown."""
     defaults, lines = cls(), []
     for name, f in all_keys(cls).items():
         value: Any = defaults
@@ -129,5 +129,11 @@ def describe_keys(cls: type, prefix: str = "") -> str:
         shown = repr(value) if isinstance(value, str | dict | list) else "null" if value is None else str(value).lower()
         kind = str(f.type.__name__ if isinstance(f.type, type) and not typing.get_args(f.type) else f.type)
         kind = kind.replace("typing.", "").replace(" | None", " or null")
-        lines.append(f"  {prefix}{name}  ({kind}, default {shown})\n      {f.metadata['help']}")
+        lines.append((name, kind, shown, str(f.metadata["help"])))
+    return lines
+
+
+def describe_keys(cls: type, prefix: str = "") -> str:
+    """The help text: every key of the schema, or of a section of it, with its type, default and meaning."""
+    lines = [f"  {prefix}{name}  ({kind}, default {shown})\n      {text}" for name, kind, shown, text in key_lines(cls)]
     return "\n".join(lines)
