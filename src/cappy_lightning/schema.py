@@ -8,6 +8,7 @@ import difflib
 import typing
 from collections.abc import Sequence
 from dataclasses import field
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -73,7 +74,7 @@ def _parse_argument(argument: str) -> tuple[DictConfig, str]:
     if not argument.endswith((".yaml", ".yml")):
         raise InputError(argument, "is neither a .yaml file nor key=value")
     try:
-        with open(argument, encoding="utf-8") as stream:
+        with open(_find_recipe(argument), encoding="utf-8") as stream:
             loaded = read_yaml(stream)
     except OSError as error:
         raise InputError(argument, f"cannot be read ({error.strerror})") from None
@@ -86,6 +87,12 @@ def _parse_argument(argument: str) -> tuple[DictConfig, str]:
     if not isinstance(loaded, dict):
         raise InputError(argument, "is no mapping, expected 'key: value' lines")
     return OmegaConf.create(loaded), argument
+
+
+def _find_recipe(argument: str) -> Path:
+    """A recipe `conf/...` is also found where there is no checkout: the package has them all."""
+    path, packaged = Path(argument), Path(__file__).parent / argument
+    return packaged if path.parts[:1] == ("conf",) and not path.exists() and packaged.is_file() else path
 
 
 def _check_keys(overlay: DictConfig, schema: DictConfig, where: str, known: Sequence[str], prefix: str = "") -> None:
