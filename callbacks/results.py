@@ -58,6 +58,8 @@ class Results(pl.Callback):
             own = torch.tensor([self._loss, *self._own.values()], device=trainer.strategy.root_device)
             loss, *counts = trainer.strategy.reduce(own, reduce_op="sum").tolist()
             self.losses.append((trainer.global_step, loss / trainer.world_size))
+            rate = trainer.optimizers[0].param_groups[0]["lr"]
+            pl_module.log_dict({"train/loss": loss / trainer.world_size, "train/learning_rate": rate})
             self.counts.update({name: round(count) for name, count in zip(self._own, counts, strict=True)})
             self._loss, self._own = 0.0, Counter()
 

@@ -228,6 +228,7 @@ class TrainerConfig:
     compile: bool = key(False, "torch.compile the encoder: minutes at the start, then faster steps on a GPU")
     precision: str = key("32-true", "Lightning precision: 32-true, bf16-mixed")
     gradient_clip: float | None = key(None, "Largest gradient norm; null: not clipped")
+    logger: str = key("tensorboard", "Where the curves of the training go: tensorboard, csv, wandb or none")
 
 
 @dataclass

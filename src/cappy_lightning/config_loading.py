@@ -138,6 +138,8 @@ def check_config(config: Config) -> None:
     )
     expect(trainer.zero3_persistence >= 0, "trainer.zero3_persistence", "0 or more")
     expect(trainer.precision in ("32-true", "bf16-mixed"), "trainer.precision", "32-true or bf16-mixed")
+    loggers = ("tensorboard", "csv", "wandb", "none")
+    expect(trainer.logger in loggers, "trainer.logger", f"one of {', '.join(loggers)}")
     expect(trainer.gradient_clip is None or trainer.gradient_clip > 0, "trainer.gradient_clip", "above 0, or null")
 
 

@@ -21,6 +21,8 @@ from cappy_lightning.records import Pool, Selection
 CONFIG, VERSIONS, METRICS, LOCK = "config.yaml", "versions.json", "metrics.json", ".lock"
 #: What was selected from the validation pools, by `select.by`.
 SELECTIONS = "selections.jsonl"
+#: The folder of the logger.
+LOGS = "logs"
 #: The folder for jobs.
 SLURM = "slurm"
 #: The folder in which the folds of a fusion are trained, each a run of its own; it goes when the fusion is there.
@@ -36,6 +38,7 @@ _FREE = (
     "trainer.zero3_persistence",
     "trainer.activation_checkpointing",
     "trainer.compile",
+    "trainer.logger",
     "push_to_hub",
     "batch.micro_size",
     "batch.validation_size",

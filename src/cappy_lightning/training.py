@@ -32,6 +32,7 @@ from cappy_lightning.data.stream import example_number
 from cappy_lightning.errors import InputError
 from cappy_lightning.export import CARD, check_hub_token, push
 from cappy_lightning.files import remove, to_line, write_text
+from cappy_lightning.loggers import check_logger, open_logger
 from cappy_lightning.model_card import model_card
 from cappy_lightning.preparation import Prepared, prepare
 from cappy_lightning.progress import say
@@ -84,6 +85,7 @@ def finish(config: Config) -> int:
 
 def _fit(config: Config, run: RunDir) -> int:
     _quiet_lightning()
+    check_logger(config)
     if config.push_to_hub:
         check_hub_token()
     run.wait()
@@ -120,8 +122,9 @@ def _fit(config: Config, run: RunDir) -> int:
         plain_attention(scorer.model)
     run.commit()
     latest = latest_checkpoint(run.path / CHECKPOINTS)
+    step = (checkpoint_step(latest) if latest else None) or 0
+    trainer.logger = open_logger(config, run.path, step)
     if rank() == 0:
-        step = (checkpoint_step(latest) if latest else None) or 0
         if step < steps or config.select.by == "scorer":  # else its folds are where the job goes on
             note_start(job_folder(run.path), run.path.name, step)
         if latest:
@@ -143,6 +146,9 @@ def _fit(config: Config, run: RunDir) -> int:
             remove(export.best)
         write_text(export.last / CARD, model_card(export.kind, told, export.facts(trainer) | {"report": report}))
         results.write(report, _facts(told))
+        if trainer.logger:  # the last round is not the trainer's
+            trainer.logger.log_metrics(results.metrics | results.tests, steps)
+            trainer.logger.finalize("success")
         if config.push_to_hub:
             say(f"uploaded: {push(export.last, config.push_to_hub)}")
     return 0
@@ -227,6 +233,7 @@ def _fit_trainer(config: Config, run: Path, steps: int, results: Results, export
         max_steps=steps,
         accumulate_grad_batches=accumulate,
         gradient_clip_val=config.trainer.gradient_clip,
+        log_every_n_steps=1,
         val_check_interval=validate_every * accumulate,
         check_val_every_n_epoch=None,
         # ZeRO-3 gathers parameters for a validation round and divides them again: no tensors of inference, then.

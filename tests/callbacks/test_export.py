@@ -308,7 +308,7 @@ def test_an_export_with_other_scores_does_not_count(full_run: Path, tmp_path: Pa
 
 def test_runs_leave_what_the_contract_names(lora_run: Path, full_run: Path) -> None:
     common = {"config.yaml", "versions.json", "metrics.json", "report.json", "report.png", "learning_curve.png"}
-    common |= {"calibration.png", "checkpoints", "instances", "selections.jsonl"}
+    common |= {"calibration.png", "checkpoints", "instances", "logs", "selections.jsonl"}
     for run, kind in ((lora_run, "adapter"), (full_run, "model")):
         found = {path.name for path in run.iterdir() if not path.name.startswith(".")}
         assert found - {f"{kind}_best"} == common | {kind}

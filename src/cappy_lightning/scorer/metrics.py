@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection, PearsonCorrCoef, SpearmanCorrCoef
 from torchmetrics.retrieval.base import RetrievalMetric
@@ -25,8 +26,24 @@ class BestFirst(RetrievalMetric):
         return (target[preds.argmax()] == target.max()).float()
 
 
+#: Bins of scores over [0, 1].
+BINS = 10
+
+
+def calibration_error(scores: Tensor, targets: Tensor) -> float:
+    """How far scores are from true scores on average, bin by bin (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
+
+    Args:
+        scores: in [0, 1], [pairs].
+        targets: true scores in [0, 1], [pairs].
+    """
+    which = (scores * BINS).long().clamp(max=BINS - 1)
+    gaps = torch.zeros(BINS, dtype=torch.float64).index_add_(0, which, (scores - targets).double())
+    return float(gaps.abs().sum() / len(scores))
+
+
 def validation_metrics(logits: Tensor, scores: Tensor, targets: Tensor, examples: Tensor) -> dict[str, float]:
-    """MSE, MAE, Pearson and Spearman of scores against true scores, and `best_first` over examples.
+    """MSE, MAE, Pearson, Spearman and calibration error of scores against true scores; `best_first` over examples.
 
     Args:
         logits: [pairs].
@@ -46,4 +63,6 @@ def validation_metrics(logits: Tensor, scores: Tensor, targets: Tensor, examples
     best_first = BestFirst(sync_on_compute=False)
     regression.update(scores, targets)
     best_first.update(logits, targets, examples)
-    return {name: float(value) for name, value in {**regression.compute(), "best_first": best_first.compute()}.items()}
+    values = {**regression.compute(), "best_first": best_first.compute()}
+    found = {name: float(value) for name, value in values.items()}
+    return found | {"calibration_error": calibration_error(scores, targets)}
