@@ -86,7 +86,10 @@ def _parse_argument(argument: str) -> tuple[DictConfig, str]:
         raise InputError(argument, "is empty, expected 'key: value' lines")
     if not isinstance(loaded, dict):
         raise InputError(argument, "is no mapping, expected 'key: value' lines")
-    return OmegaConf.create(loaded), argument
+    try:
+        return OmegaConf.create(loaded), argument
+    except (OmegaConfBaseException, RecursionError) as error:  # an alias within its own anchor, a key of another type
+        raise InputError(argument, f"cannot be read ({next(iter(str(error).splitlines()), '')[:200]})") from None
 
 
 def _find_recipe(argument: str) -> Path:

@@ -177,7 +177,8 @@ def read_manifest(location: str | Path, *, empty: bool = False) -> Manifest:
         if version == SCHEMA_VERSION:
             shards = tuple(_entry(shard) for shard in content["shards"])
             histogram = tuple(map(int, content["score_histogram"]))
-            if not all(sum(shard.row_groups) == shard.rows for shard in shards):
+            made_by = dict(content.get("made_by") or {})
+            if not all(sum(shard.row_groups) == shard.rows for shard in shards) or sum(histogram) != rows:
                 raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(path, "is no manifest of instances") from None
@@ -189,7 +190,7 @@ def read_manifest(location: str | Path, *, empty: bool = False) -> Manifest:
         raise InputError(path, f"counts {rows} rows, but its shards hold {sum(shard.rows for shard in shards)}")
     if not rows and not empty:
         raise InputError(path, "counts no rows, expected at least one instance")
-    return Manifest(str(location), rows, shards, histogram, dict(content.get("made_by") or {}))
+    return Manifest(str(location), rows, shards, histogram, made_by)
 
 
 def _entry(shard: dict[str, Any]) -> ShardEntry:

@@ -149,9 +149,13 @@ def read_settings(directory: Path) -> dict[str, Any]:
             raise InputError(directory, f"is no adapter, expected {name} in it")
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
-        settings["base"], settings["base_sha256"], settings["max_length"]
+        for name, kind in (("base", str), ("base_sha256", str), ("activation", str), ("max_length", int)):
+            if not isinstance(settings[name], kind):
+                raise TypeError
+        if not isinstance(settings.get("revision"), str | None):
+            raise TypeError
         hashes = dict(settings["sha256"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise InputError(path, "is damaged, expected the settings of an adapter") from None
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if file_sha256(directory / name) != hashes.get(name):

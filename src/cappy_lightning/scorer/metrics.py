@@ -37,7 +37,7 @@ def calibration_error(scores: Tensor, targets: Tensor) -> float:
         scores: in [0, 1], [pairs].
         targets: true scores in [0, 1], [pairs].
     """
-    which = (scores * BINS).long().clamp(max=BINS - 1)
+    which = (scores.nan_to_num() * BINS).long().clamp(0, BINS - 1)
     gaps = torch.zeros(BINS, dtype=torch.float64).index_add_(0, which, (scores - targets).double())
     return float(gaps.abs().sum() / len(scores))
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib.util
-import json
 import logging
 import math
 import re
@@ -216,8 +215,8 @@ def build_scorer(config: ScorerConfig, *, new_head: bool = True) -> Scorer:
         else:
             model, info = _load_weights(resolve_base(config.base), hf_config, config.revision)
             missing = set(info["missing_keys"])
-    model.float()
-    skip_other_tokens(model)
+        model.float()
+        skip_other_tokens(model)
     fresh = {name for name in missing if in_head(name, heads)}
     if missing - fresh and not config.random_weights:
         raise InputError(
@@ -227,13 +226,15 @@ def build_scorer(config: ScorerConfig, *, new_head: bool = True) -> Scorer:
     if fresh and not new_head:
         raise InputError(config.base, f"has no trained head ({min(fresh)} is missing), expected a scorer or an adapter")
     _check_fit(config, hf_config, tokenizer)
-    stored = getattr(hf_config, "cappy", None) or {}
-    encoder = PairEncoder(
-        tokenizer,
-        config.max_length,
-        _side(config.truncate_instruction),
-        use_segments=getattr(hf_config, "type_vocab_size", 0) > 1 and "token_type_ids" in tokenizer.model_input_names,
-    )
+    stored = _stored(hf_config, config.base)
+    with named_failures(config.tokenizer or config.base):  # a tokenizer without the tokens that pairs need
+        encoder = PairEncoder(
+            tokenizer,
+            config.max_length,
+            _side(config.truncate_instruction),
+            use_segments=getattr(hf_config, "type_vocab_size", 0) > 1
+            and "token_type_ids" in tokenizer.model_input_names,
+        )
     said = {"activation": config.activation} if config.activation else stored
     activation = _activation_of(config.base, hf_config, said, bool(fresh))
     revision = getattr(hf_config, "_commit_hash", None) or config.revision  # the commit, where it came from a hub
@@ -281,7 +282,19 @@ def stored_settings(path: str, revision: str | None = None) -> dict[str, Any]:
     """The encoding settings that a saved scorer carries in its config; empty for other checkpoints."""
     with named_failures(path):
         hf_config = AutoConfig.from_pretrained(resolve_base(path), revision=revision)
-    return dict(getattr(hf_config, "cappy", None) or {})
+    return _stored(hf_config, path)
+
+
+def _stored(hf_config: Any, path: str) -> dict[str, Any]:
+    settings = getattr(hf_config, "cappy", None) or {}
+    if not (
+        isinstance(settings, dict)
+        and settings.get("activation", "sigmoid") in ("sigmoid", "identity")
+        and isinstance(settings.get("max_length", 8), int)
+        and settings.get("truncate_instruction", "left") in ("left", "right")
+    ):
+        raise InputError(path, "has damaged settings in its config.json, under 'cappy'")
+    return dict(settings)
 
 
 def checkpoint_activations(scorer: Scorer) -> None:
@@ -372,11 +385,8 @@ def named_failures(name: str) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (OSError, ValueError, KeyError, json.JSONDecodeError, RuntimeError) as error:
-        raise InputError(name, f"cannot be loaded ({str(error).strip().splitlines()[0]})") from None
-    except Exception as error:
-        if type(error).__module__.startswith(("safetensors", "huggingface_hub")):
-            raise InputError(name, f"cannot be loaded ({str(error).strip().splitlines()[0]})") from None
-        raise
+    except Exception as error:  # of any kind, where a file of a checkpoint holds what nobody expects
+        said = next(iter(str(error).strip().splitlines()), "")
+        raise InputError(name, f"cannot be loaded ({said or type(error).__name__})") from None
     finally:
         transformers.logging.set_verbosity(verbosity)

@@ -15,7 +15,7 @@ from cappy_lightning.errors import InputError
 from cappy_lightning.files import atomic_path
 from cappy_lightning.scorer.adapter import find_adapter, load_adapter, read_settings
 from cappy_lightning.scorer.inference import Inference, Pair
-from cappy_lightning.scorer.model import Scorer, build_scorer, stored_settings
+from cappy_lightning.scorer.model import Scorer, build_scorer, named_failures, stored_settings
 from cappy_lightning.scorer.saving import write_model
 
 Task = str | Sequence[str | None] | None
@@ -83,6 +83,9 @@ class PretrainedScorer:
         scorer.model.eval().requires_grad_(False)
         scorer.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         loaded = cls(scorer)  # how many tokens a forward has goes by the device
+        with named_failures(str(path)):  # a config may promise what no forward can do
+            if not np.isfinite(loaded.logits([("Does it work?", "yes")])).all():
+                raise ValueError("its logits are no finite numbers")
         loaded.tasks = tuple(adapters) if isinstance(adapter, Mapping) else ()
         return loaded
 

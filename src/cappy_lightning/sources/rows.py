@@ -46,7 +46,7 @@ def file_rows(paths: Sequence[str]) -> Rows:
         InputError: a file of another kind.
     """
     for path in paths:
-        if Path(path).suffix not in _READERS:
+        if not isinstance(path, str) or Path(path).suffix not in _READERS:  # YAML may have anything there
             raise InputError(path, f"is none of {', '.join(_READERS)}")
 
     def read() -> Iterator[Placed]:
@@ -118,7 +118,7 @@ def _read_json(path: str) -> Iterator[Placed]:
         return
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:  # UnicodeDecodeError is one
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is one
         raise InputError(path, f"not valid JSON ({error})") from None
     for number, row in enumerate(content, start=1):
         if not isinstance(row, dict):
