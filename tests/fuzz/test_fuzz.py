@@ -162,10 +162,9 @@ def test_rows_with_any_value_anywhere(refuse: Refuse, tmp_path: Path) -> None:
                 continue
             path.write_text(line + "\n")
             every = commands(path, out)
-            for words in (every[number % len(every)], every[(number + 3) % len(every)]):  # two of the commands each
-                codes[refuse(*words)] += 1
-                clean(out)
-    assert min(codes.values()) > 100
+            codes[refuse(*every[number % len(every)])] += 1
+            clean(out)
+    assert min(codes.values()) > 50
 
 
 @pytest.mark.usefixtures("loaded")

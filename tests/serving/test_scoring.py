@@ -85,7 +85,8 @@ def test_rerank_takes_and_gives_what_clients_of_jina_and_cohere_expect(
         ("/score", {"pairs": [{}] * 101}, (413, "pairs: are 101, expected at most 100")),
         ("/rerank", {"query": "", "documents": ["x"]}, (400, "query: expected a text")),
         ("/rerank", {"query": "x", "documents": []}, (400, "documents: expected a list that is not empty")),
-        ("/rerank", {"query": "x", "documents": [7]}, (400, "documents[0]: expected a text, or an object with 'text'")),
+        ("/rerank", {"query": "x", "documents": [7]}, (400, "documents[0]: expected a text")),
+        ("/rerank", {"query": "x", "documents": [{"text": "\ud800"}]}, (400, "documents[0].text: is not Unicode text")),
         ("/rerank", {"query": "x", "documents": ["y"], "top_n": 0}, (400, "top_n: is 0, expected a whole number")),
     ],
 )

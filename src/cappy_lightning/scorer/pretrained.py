@@ -1,6 +1,7 @@
 """A scorer that is loaded to be used: pairs in, logits and scores out."""
 
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
@@ -25,6 +26,8 @@ Floats = NDArray[np.float32]
 class PretrainedScorer:
     """A saved scorer, an adapter on its base, or several adapters by task, ready for inference.
 
+    Several threads may use it; they take turns.
+
     Attributes:
         scorer: encoder and head.
         tasks: the names of the adapters, where there are several by task.
@@ -32,7 +35,7 @@ class PretrainedScorer:
 
     def __init__(self, scorer: Scorer) -> None:
         self.scorer = scorer
-        self._inference = Inference(scorer)
+        self._inference, self._lock = Inference(scorer), threading.Lock()
         self.tasks: tuple[str, ...] = ()
 
     @classmethod
@@ -99,8 +102,10 @@ class PretrainedScorer:
         Raises:
             InputError: a task without an adapter.
         """
-        if not self.tasks:
-            return self._logits(pairs)
+        with self._lock:
+            return self._by_task(pairs, task) if self.tasks else self._logits(pairs)
+
+    def _by_task(self, pairs: Sequence[Pair], task: Task) -> Floats:
         tasks = [task] * len(pairs) if task is None or isinstance(task, str) else list(task)
         by_task: dict[str, list[int]] = {name: [] for name in self.tasks}
         for index, name in enumerate(tasks):

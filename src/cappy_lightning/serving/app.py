@@ -20,7 +20,7 @@ from cappy_lightning.scorer.inference import Pair
 from cappy_lightning.serving.batching import BatchingScorer
 from cappy_lightning.serving.completions import Completions, as_stream
 from cappy_lightning.serving.metrics import Metrics
-from cappy_lightning.serving.refusals import Refusal, invalid
+from cappy_lightning.serving.refusals import Refusal, checked_text, invalid
 from cappy_lightning.serving.upstream import Body, Upstream
 
 #: Nobody reads the answer any more; the number is nginx's.
@@ -176,9 +176,8 @@ class Service:
         return JSONResponse({"scores": self._scorer.scores(logits), "logits": logits})
 
     async def _rerank(self, body: Body) -> Response:
-        query, documents, most = body.get("query"), self._list(body, "documents"), body.get("top_n")
-        if not isinstance(query, str) or not query.strip():
-            raise invalid("query", "expected a text")
+        query, documents = checked_text(body.get("query"), "query"), self._list(body, "documents")
+        most = body.get("top_n")
         if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 1):
             raise invalid("top_n", f"is {json.dumps(most)[:40]}, expected a whole number of at least 1")
         texts = [_document(one, f"documents[{place}]") for place, one in enumerate(documents)]
@@ -214,18 +213,12 @@ class Service:
 def _pair(row: Any, where: str) -> Pair:
     if not isinstance(row, dict):
         raise invalid(where, "is no object, expected one with 'instruction' and 'response'")
-    texts = [row.get(name) for name in ("instruction", "response")]
-    for name, text in zip(("instruction", "response"), texts, strict=True):
-        if not isinstance(text, str) or not text.strip():
-            raise invalid(f"{where}.{name}", "expected a text")
-    return str(texts[0]), str(texts[1])
+    instruction, response = (checked_text(row.get(name), f"{where}.{name}") for name in ("instruction", "response"))
+    return instruction, response
 
 
 def _document(row: Any, where: str) -> str:
-    text = row.get("text") if isinstance(row, dict) else row
-    if not isinstance(text, str) or not text.strip():
-        raise invalid(where, "expected a text, or an object with 'text'")
-    return text
+    return checked_text(row.get("text"), f"{where}.text") if isinstance(row, dict) else checked_text(row, where)
 
 
 async def _gone(request: Request) -> None:

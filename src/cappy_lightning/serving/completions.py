@@ -14,7 +14,7 @@ from cappy_lightning.records import Candidate, Example, Pool, Selection
 from cappy_lightning.scorer.inference import Pair
 from cappy_lightning.selection.engine import select_by_logits
 from cappy_lightning.serving.batching import BatchingScorer
-from cappy_lightning.serving.refusals import Refusal, invalid
+from cappy_lightning.serving.refusals import Refusal, checked_text, invalid
 from cappy_lightning.serving.upstream import Body, Reply, Upstream
 
 #: Keys of a body that the service decides, or that are its own.
@@ -103,13 +103,9 @@ class Completions:
         instruction = body.get("instruction")
         if instruction is None:
             instruction = _last_message(body) if path.startswith("chat") else _prompt(body)
-        elif not isinstance(instruction, str):
-            raise invalid("instruction", "is no text, expected what the scorer is to read")
-        if instruction is None:
-            return None
-        if not instruction.strip():
-            raise invalid("instruction", "is empty, expected a text")
-        return Question(body, instruction, wanted, task)
+            if instruction is None:
+                return None
+        return Question(body, checked_text(instruction, "instruction"), wanted, task)
 
     async def answer(self, path: str, question: Question) -> Body:
         """The upstream's body with the best choices, and beside them `cappy`: scores and candidates.
@@ -220,8 +216,10 @@ def _text(choice: Body) -> str:
     if "message" in choice:
         message = choice["message"]
         content = message.get("content") if isinstance(message, dict) else None
-        return content.strip() if isinstance(content, str) else ""
-    return str(choice["text"]).strip()
+        text = content if isinstance(content, str) else ""
+    else:
+        text = str(choice["text"])
+    return text.strip().encode(errors="replace").decode()  # a lone surrogate is nothing that a tokenizer takes
 
 
 def _envelope(draft: Draft, choices: Sequence[Body], told: Body) -> Body:

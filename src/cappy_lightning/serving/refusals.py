@@ -32,6 +32,21 @@ class Refusal(Exception):
         return JSONResponse(self.body, self.status, self.headers)
 
 
+def checked_text(value: Any, where: str) -> str:
+    """A text with something in it.
+
+    Raises:
+        Refusal: it is none.
+    """
+    if not isinstance(value, str) or not value.strip():
+        raise invalid(where, "expected a text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can escape
+        raise invalid(where, "is not Unicode text") from None
+    return value
+
+
 def invalid(where: str, problem: str) -> Refusal:
     """A request that says something wrong: what, and what was expected."""
     return Refusal(400, f"{where}: {problem}")
