@@ -1,6 +1,7 @@
 """The command line: bad input gets one line and exit code 2; commands read files and standard input."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -182,3 +183,28 @@ def test_train_py_is_the_same_command() -> None:
         [sys.executable, "train.py", "no.yaml"], capture_output=True, text=True, cwd=ROOT, check=False
     )
     assert_refused(done.returncode, done.stdout, done.stderr, "no.yaml: cannot be read")
+
+
+def test_the_shell_completes_commands_keys_and_recipes(tmp_path: Path) -> None:
+    def completed(line: str) -> set[str]:
+        out = tmp_path / "out"
+        environment = {
+            **os.environ,
+            **{"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE_IFS": "\n"},
+            "_ARGCOMPLETE_STDOUT_FILENAME": str(out),
+        }
+        subprocess.run([sys.executable, "-m", "cappy_lightning"], cwd=ROOT, env=environment, check=False)
+        return {word.strip() for word in out.read_text().splitlines()}
+
+    assert {"train", "serve", "answer"} <= completed("cappy ")
+    assert completed("cappy train trainer.ep") == {"trainer.epochs="}
+    assert completed("cappy train conf/zero2") == {"conf/zero2.yaml", "conf/zero2_offload.yaml"}
+
+
+def test_quiet_leaves_out_all_but_results(cappy: Run, lora_run: Path, tmp_path: Path) -> None:
+    words = ("label", QUICKSTART_POOL, "-o", tmp_path / "instances")
+    done = cappy(*words, "--quiet")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{tmp_path / 'instances'}\n", "")
+    again = cappy(*words, "-q")
+    assert (again.returncode, again.stderr.count("\n")) == (2, 1)  # errors are said
+    assert cappy("label", QUICKSTART_POOL, "-o", tmp_path / "other").stderr  # the next one speaks

@@ -15,7 +15,7 @@ from cappy_lightning.config import Config
 from cappy_lightning.config_loading import NO_DATA, load_config
 from cappy_lightning.errors import InputError
 from cappy_lightning.files import atomic_path, find_parts, part_name, read_jsonl, to_line, write_json
-from cappy_lightning.progress import say
+from cappy_lightning.progress import error_console, say, set_quiet
 from cappy_lightning.records import Pool, Selection
 from cappy_lightning.sources.spec import Shard, Sources, SourcesConfig
 
@@ -37,6 +37,7 @@ def main(arguments: Sequence[str]) -> int:
     """
     try:
         options = parse(arguments)
+        set_quiet(getattr(options, "quiet", False))
         return _COMMANDS[options.command](options)
     except InputError as error:
         print(f"cappy: {error}", file=sys.stderr)
@@ -236,7 +237,6 @@ def _answer_one(options: argparse.Namespace, config: Config) -> int:
 
 
 def _calibrate(options: argparse.Namespace) -> int:
-    from rich.console import Console
 
     from cappy_lightning.answering.calibration import calibrate, overlay, read_held_out
     from cappy_lightning.answering.charts import calibration_page, calibration_table
@@ -249,7 +249,7 @@ def _calibrate(options: argparse.Namespace) -> int:
     pools = read_held_out(options.source)
     cappy = _open_cappy(options, config.select.by)
     result = calibrate(cappy, pools, config, options.keep, options.precision)
-    print_table(calibration_table(result), Console(stderr=True))
+    print_table(calibration_table(result), error_console())
     with _output(options.out) as stream:
         stream.write(f"# cappy calibrate {options.source} --scorer {options.scorer}\n{overlay(result)}")
     if options.json:
@@ -287,7 +287,6 @@ def _report(
         if options.json or options.html:
             say("no report: no pool has references or choices")
         return
-    from rich.console import Console
 
     from cappy_lightning.page import write_page
     from cappy_lightning.selection.charts import report_page
@@ -299,7 +298,7 @@ def _report(
     except InputError as error:  # the selections are as good without it
         say(f"no report: {error}")
         return
-    print_report(report, Console(stderr=True))
+    print_report(report, error_console())
     if options.json:
         write_json(Path(options.json), report)
     if options.html:

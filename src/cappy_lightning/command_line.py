@@ -1,8 +1,10 @@
 """The words of the command line: every command with its options and its help."""
 
 import argparse
-import functools
+import os
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from cappy_lightning.config import (
     AnswerConfig,
@@ -14,7 +16,7 @@ from cappy_lightning.config import (
     SlurmConfig,
 )
 from cappy_lightning.records import SPLITS
-from cappy_lightning.schema import describe_keys
+from cappy_lightning.schema import all_keys, describe_keys
 from cappy_lightning.sources.spec import SourceConfig, SourcesConfig
 
 
@@ -24,6 +26,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     Exits with 2, after the usage and one line, on a word that no command knows, and with 0 after `--help`.
     """
     parser = _parser()
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks for what could come next
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
     options, rest = parser.parse_known_args(arguments)
     if any(word.startswith("-") for word in rest) or (rest and "config" not in options):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -59,7 +65,13 @@ def _parser() -> argparse.ArgumentParser:
         prog="cappy", description="Cappy: a small scorer that picks the best answer of an LLM."
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    add = functools.partial(commands.add_parser, formatter_class=argparse.RawDescriptionHelpFormatter)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors and results")
+
+    def add(name: str, below: Any = commands, **more: Any) -> argparse.ArgumentParser:
+        formatter = argparse.RawDescriptionHelpFormatter
+        found: argparse.ArgumentParser = below.add_parser(name, parents=[common], formatter_class=formatter, **more)
+        return found
 
     train = add(
         "train",
@@ -213,11 +225,11 @@ def _parser() -> argparse.ArgumentParser:
     _candidates(serve)
     _scorer(serve)
 
-    evaluate = add("evaluate", help="run a benchmark of the paper")
+    evaluate = commands.add_parser("evaluate", help="run a benchmark of the paper")
     benchmarks = evaluate.add_subparsers(dest="benchmark", metavar="BENCHMARK", required=True)
-    bigbench = benchmarks.add_parser(
+    bigbench = add(
         "bigbench",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        benchmarks,
         help="an LLM's answers to BIG-bench's generation tasks, chosen by a scorer adapted to each",
         description="Run a recipe for every task: candidates, adaptation, selection; then one report. Run it again\n"
         "after an interruption to continue.\n\n"
@@ -235,9 +247,9 @@ def _parser() -> argparse.ArgumentParser:
     bigbench.add_argument("--shard", metavar="I/N", help="only every Nth task, from task I (from 0); for job arrays")
     bigbench.add_argument("--json", action="store_true", help="print the report as one JSON object")
 
-    promptsource = benchmarks.add_parser(
+    promptsource = add(
         "promptsource",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        benchmarks,
         help="a scorer alone as a classifier, over templates",
         description="Accuracy of a scorer on data sets with PromptSource templates, or on a test file of the\n"
         "reference implementation. Run it again after an interruption to continue.\n\n"
@@ -303,7 +315,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     memory.add_argument("config", nargs="*", metavar="RECIPE.yaml [OVERLAY.yaml ...] [key=value ...]")
     memory.add_argument("--json", action="store_true", help="print one JSON object")
+    for command in (*commands.choices.values(), bigbench, promptsource):
+        for action in command._actions:
+            if action.dest == "config":
+                action.completer = _complete_words  # type: ignore[attr-defined]  # argcomplete's own
     return parser
+
+
+def _complete_words(prefix: str, **_: Any) -> list[str]:
+    """Keys and YAML files, for the shell."""
+    keys = [f"{name}=" for name in all_keys(Config)]
+    return [word for word in [*keys, *map(str, Path().glob(f"{prefix}*.yaml"))] if word.startswith(prefix)]
 
 
 def _source_options(parser: argparse.ArgumentParser, what: str, out: str, section: str) -> None:

@@ -10,9 +10,25 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 LOG_EVERY = 30.0
 
 
+#: Whether nobody watches (`--quiet`).
+_quiet = False
+
+
+def set_quiet(quiet: bool) -> None:
+    """Say and draw nothing from now on, or do again."""
+    global _quiet
+    _quiet = quiet
+
+
 def say(message: str) -> None:
     """One line for the person who watches, on standard error."""
-    print(message, file=sys.stderr, flush=True)
+    if not _quiet:
+        print(message, file=sys.stderr, flush=True)
+
+
+def error_console() -> Console:
+    """For tables on standard error."""
+    return Console(stderr=True, quiet=_quiet)
 
 
 def bar() -> Progress:
@@ -36,7 +52,7 @@ class Ticker:
         self.description, self.total, self.done = description, total, done
         self._start, self._started_at = time.monotonic(), done
         self._last_line = self._start
-        self._bar = bar() if sys.stderr.isatty() else None
+        self._bar = bar() if sys.stderr.isatty() and not _quiet else None
 
     def __enter__(self) -> "Ticker":
         if self._bar:
