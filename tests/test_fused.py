@@ -84,7 +84,8 @@ def test_python_selects_as_the_command_does(fused_run: Path) -> None:
     chosen = [json.loads(line) for line in (fused_run / "selections.jsonl").read_text().splitlines()]
     pools = {pool.example.id: pool for pool in read_labelled_pools([QUICKSTART_POOL])}
     fused = Cappy.from_pretrained(fused_run / "adapter", by="fused")
-    assert [fused.choose(pools[one["id"]])[0].index for one in chosen] == [one["index"] for one in chosen]
+    choices = fused.choose(pools[one["id"]] for one in chosen)
+    assert [selection.index for selection, _ in choices] == [one["index"] for one in chosen]
     instruction, responses = "Report: the teapot is broken", ["item problem: teapot", "thanks", "Item problem: teapot."]
     ranked = fused.rank(instruction, responses)
     assert ranked[0].response == fused.select(instruction, responses).response

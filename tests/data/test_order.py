@@ -102,7 +102,7 @@ def test_160_million_rows_for_512_ranks_from_the_manifest_alone(tmp_path: Path) 
     shard = {"rows": 100_000, "row_groups": [1000] * 100, "bytes": 1, "sha256": "0", "tasks": {"t": [1000] * 100}}
     shards = [shard | {"file": f"shard-{number:05d}.parquet"} for number in range(1600)]
     (tmp_path / MANIFEST).write_text(
-        json.dumps({"schema_version": 2, "rows": 160_000_000, "shards": shards, "score_histogram": []})
+        json.dumps({"schema_version": 2, "rows": 160_000_000, "shards": shards, "score_histogram": [160_000_000]})
     )
     order = Order(Mixture(RowGroups([read_manifest(tmp_path)]).rows, {}), 0, 512, 2048)
     epoch = order.epoch(0)

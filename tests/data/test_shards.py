@@ -134,7 +134,7 @@ def test_a_manifest_that_contradicts_itself_is_refused(written: Path, change: di
 
 
 def test_a_manifest_without_rows_is_refused(written: Path) -> None:
-    change_manifest(written, rows=0, shards=[])
+    change_manifest(written, rows=0, shards=[], score_histogram=[])
     assert refusal(lambda: read_manifest(written)).startswith(f"{written / MANIFEST}: counts no rows")
 
 
@@ -152,3 +152,9 @@ def test_a_manifest_whose_rows_do_not_add_up_is_refused(written: Path, rows: int
     change_manifest(written, rows=rows, shards=shards)
     message = refusal(lambda: read_manifest(written))
     assert message == f"{written / MANIFEST}: counts {rows} rows, but its shards hold {held}"
+
+
+def test_a_histogram_that_does_not_add_up_is_refused(written: Path) -> None:
+    change_manifest(written, score_histogram=[16])
+    message = refusal(lambda: read_manifest(written))
+    assert message == f"{written / MANIFEST}: counts 17 rows, but its histogram of scores 16"

@@ -164,7 +164,7 @@ def test_settings_that_cannot_be(cappy: Run, lora_run: Path) -> None:
                 "backbone.kind: is 'recorded', expected embedded or openai",
             ),
             (("backbone.decodings.beam_4=1",), "backbone.decodings.beam_4: the OpenAI API has no beam search"),
-            (("backbone.kind=openai", "backbone.url=:x:"), "backbone.url: is ':x:', which is no URL"),
+            (("backbone.kind=openai", "backbone.url=http://x:y"), "backbone.url: is 'http://x:y', which is no URL"),
             (("-n", "0"), "n: is 0, expected at least 1"),
         ):
             done = cappy("serve", "--scorer", lora_run / "adapter", *words)

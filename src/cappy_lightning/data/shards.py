@@ -178,7 +178,7 @@ def read_manifest(location: str | Path, *, empty: bool = False) -> Manifest:
             shards = tuple(_entry(shard) for shard in content["shards"])
             histogram = tuple(map(int, content["score_histogram"]))
             made_by = dict(content.get("made_by") or {})
-            if not all(sum(shard.row_groups) == shard.rows for shard in shards) or sum(histogram) != rows:
+            if not all(sum(shard.row_groups) == shard.rows for shard in shards):
                 raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(path, "is no manifest of instances") from None
@@ -188,6 +188,8 @@ def read_manifest(location: str | Path, *, empty: bool = False) -> Manifest:
         )
     if sum(shard.rows for shard in shards) != rows:
         raise InputError(path, f"counts {rows} rows, but its shards hold {sum(shard.rows for shard in shards)}")
+    if sum(histogram) != rows:
+        raise InputError(path, f"counts {rows} rows, but its histogram of scores {sum(histogram)}")
     if not rows and not empty:
         raise InputError(path, "counts no rows, expected at least one instance")
     return Manifest(str(location), rows, shards, histogram, made_by)
