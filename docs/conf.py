@@ -15,7 +15,9 @@ from cappy_lightning.config import Config
 from cappy_lightning.schema import key_lines
 from cappy_lightning.sources.spec import SourceConfig, SourcesConfig
 
-SOURCE = Path(__file__).parent.parent / "src" / "cappy_lightning"
+ROOT = Path(__file__).parent.parent
+#: Where the code is, by the name under which the messages of its modules are shown.
+SOURCES = {"": ROOT / "src" / "cappy_lightning", "callbacks.": ROOT / "callbacks"}
 
 
 def config_keys() -> str:
@@ -49,14 +51,15 @@ def commands() -> str:
 
 
 def messages() -> str:
-    """Every message for the user, by module: where it points, what it says."""
+    """What the code refuses input with, by module: where each message points, what it says."""
     parts = []
-    for path in sorted(SOURCE.rglob("*.py")):
-        rows = sorted(set(_raised(ast.parse(path.read_text(encoding="utf-8")))))
-        if rows:
-            lines = [f"| {_cell(where)} | {_cell(problem)} |" for where, problem in rows]
-            title = f"## {path.relative_to(SOURCE).with_suffix('').as_posix().replace('/', '.')}"
-            parts.append("\n".join([title, "", "| where | what |", "|---|---|", *lines]))
+    for prefix, folder in SOURCES.items():
+        for path in sorted(folder.rglob("*.py")):
+            rows = sorted(set(_raised(ast.parse(path.read_text(encoding="utf-8")))))
+            if rows:
+                lines = [f"| {_cell(where)} | {_cell(problem)} |" for where, problem in rows]
+                title = f"## {prefix}{path.relative_to(folder).with_suffix('').as_posix().replace('/', '.')}"
+                parts.append("\n".join([title, "", "| where | what |", "|---|---|", *lines]))
     return "\n\n".join(parts)
 
 

@@ -122,7 +122,7 @@ def test_an_output_that_is_a_directory_is_refused_and_kept(refused: Refused, lor
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "thesis").write_text("precious")
     pairs = lines(tmp_path / "pairs.jsonl", PAIR)
-    refused(["score", pairs, "--scorer", lora_run / "adapter", "-o", tmp_path / "work"], "work: is a directory")
+    refused(["score", pairs, "--scorer", lora_run / "adapter", "-o", tmp_path / "work"], "work: exists already")
     assert (tmp_path / "work" / "thesis").read_text() == "precious"
 
 
@@ -148,7 +148,7 @@ def test_select_writes_selections_and_reports_where_references_are(cappy: Run, l
     pool.write_text("\n".join(head), encoding="utf-8")
     done = cappy("select", pool, "-o", out, "--scorer", lora_run / "adapter")
     assert done.returncode == 0, done.stderr
-    assert "ticket_subject, 20 examples" in done.stderr
+    assert "ticket_subject, 20 examples" in done.stdout
     for line, selection in zip(head, map(json.loads, out.read_text().splitlines()), strict=True):
         candidates = json.loads(line)["candidates"]
         assert selection["response"] == candidates[selection["index"]]["response"]

@@ -64,7 +64,7 @@ def test_the_command_selects_as_the_run_did(cappy: Run, fused_run: Path, tmp_pat
     pool, out = tmp_path / "pool.jsonl", tmp_path / "out.jsonl"
     pool.write_text("".join(rows[one["id"]] + "\n" for one in chosen), encoding="utf-8")
     words = ["select", pool, "--scorer", fused_run / "adapter", "-o", out, "select.by=fused"]
-    done = cappy(*words, "--json", tmp_path / "report.json", "--html", tmp_path / "report.html")
+    done = cappy(*words, "--report", tmp_path / "report.json", "--html", tmp_path / "report.html")
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in out.read_text().splitlines()]
     assert [one["index"] for one in found] == [one["index"] for one in chosen]
@@ -77,6 +77,7 @@ def test_the_command_selects_as_the_run_did(cappy: Run, fused_run: Path, tmp_pat
     assert "http" not in page.replace("http://www.w3.org", "")
     texts = [{"task": "t", "instruction": "i", "candidates": [{"response": "a"}, {"response": "b"}]}]
     pool.write_text("".join(json.dumps(row) + "\n" for row in texts))
+    out.unlink()
     assert cappy(*words).returncode == 0
 
 

@@ -8,13 +8,25 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from cappy_lightning.cli import main
 from cappy_lightning.command_line import parse
 from cappy_lightning.config import Config
+from cappy_lightning.config_loading import NO_DATA, load_config
+from cappy_lightning.data.shards import write_instances
+from cappy_lightning.errors import InputError
+from cappy_lightning.records import Instance
 from cappy_lightning.schema import all_keys
 from cappy_lightning.sources.spec import SourcesConfig
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "data" / "quickstart" / "README.md"]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    ROOT / "data" / "quickstart" / "README.md",
+]
 README = PAGES[0].read_text(encoding="utf-8")
+#: Words in the pages that stand for what a reader puts there.
+PLACEHOLDERS = {"SEED": "1"}
 
 
 def commands(page: Path) -> list[list[str]]:
@@ -47,13 +59,53 @@ def test_commands_parse_and_name_known_keys_and_recipes(page: Path) -> None:
             assert name in known if equals else word in made or (ROOT / word).is_file(), " ".join(words)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_are_configs_that_are_accepted(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    of_sources = {*all_keys(SourcesConfig)}
+    for words in commands(page):
+        if "--help" in words:
+            continue
+        options = parse(words)
+        own: list[str] = []
+        for word in getattr(options, "config", []):
+            name, equals, value = word.partition("=")
+            if equals and name not in of_sources:
+                own.append(f"{name}={PLACEHOLDERS.get(value, value)}")
+            elif not equals and (ROOT / word).is_file():  # one that another command writes has no key that clashes
+                own.append(word)
+        # Of these commands a training alone takes its data from the config; a benchmark adds the task.
+        no_data = [] if options.command == "train" else list(NO_DATA)
+        if own or options.command == "train":
+            try:
+                load_config([*own, *no_data])
+            except InputError as error:
+                pytest.fail(f"{' '.join(words)}\n{error}")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_jobs_are_accepted(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What a reader is told to have: examples, a file about the cluster, a set of instances.
+    for name in ("conf", "data"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "examples.jsonl").touch()
+    (tmp_path / "mine.yaml").write_text("slurm:\n  partition: gpu\n", encoding="utf-8")
+    write_instances([Instance("a", "b", 1.0, "gold", "task", "1")], tmp_path / "instances", {})
+    monkeypatch.chdir(tmp_path)
+    for words in commands(page):
+        if words[0] == "submit" and "--help" not in words:
+            assert main([*words[:1], "--dry-run", *words[1:]]) == 0, " ".join(words)
+
+
 def test_troubleshooting_quotes_messages_that_there_are() -> None:
     page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
-    known = " ".join(one for path in (ROOT / "src").rglob("*.py") for one in texts(path))
+    known = " ".join(
+        one for folder in ("src", "callbacks") for path in (ROOT / folder).rglob("*.py") for one in texts(path)
+    )
     quoted = re.findall(r"^\| `(.+?)`", page, flags=re.MULTILINE)
-    assert len(quoted) > 15
+    assert len(quoted) > 35
     for message in quoted:
-        for part in re.split(r"FILE:LINE|\.\.\.|\bN\b|'|\(|\)|: ", message):
+        for part in re.split(r"FILE:LINE|\.\.\.|\bN\b|\b404\b|'|\(|\)|: ", message):
             assert part.strip(" :,?") in known, message
 
 

@@ -1,7 +1,7 @@
 """The public API: load a scorer, score pairs, rank and select responses, let an LLM answer."""
 
-import json
-from collections import deque
+import contextlib
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
@@ -9,10 +9,12 @@ from itertools import islice, tee
 from pathlib import Path
 from typing import Any, Self
 
-from cappy_lightning.answering.ahead import ahead
+import yaml
+
+from cappy_lightning.answering.ahead import Ahead
+from cappy_lightning.answering.scoring import answered, fill_logits, known_logits
 from cappy_lightning.answering.stopping import abstains, sampling_words, until_sure
-from cappy_lightning.backbones.backbone import Answer, Backbone, Request
-from cappy_lightning.backbones.decoding import Decoding
+from cappy_lightning.backbones.backbone import Answer, Request
 from cappy_lightning.backbones.generate import asked_decodings, open_backbone, possible_decodings
 from cappy_lightning.backbones.prompts import Prompter
 from cappy_lightning.config import AnswerConfig, Config
@@ -22,7 +24,7 @@ from cappy_lightning.instructions import fill_template
 from cappy_lightning.records import BestAnswer, Candidate, Example, Pool, Ranked, Selection
 from cappy_lightning.scorer.inference import Pair
 from cappy_lightning.scorer.pretrained import PretrainedScorer
-from cappy_lightning.selection.engine import select_from_pools
+from cappy_lightning.selection.engine import select_by_logits, select_from_pools
 from cappy_lightning.selection.fusion import FILE, Fusion, find_fusion
 
 #: Instructions whose candidates are scored together while those of the next ones are sampled.
@@ -55,11 +57,13 @@ class Cappy(PretrainedScorer):
         activation: str | None = None,
         max_length: int | None = None,
         device: str | None = None,
+        dtype: str = "float32",
     ) -> Self:
-        """Load a scorer for inference, in fp32.
+        """Load a scorer for inference.
 
         Args:
-            path: a saved scorer, an adapter, or a base for `adapter`; a directory or a hub name.
+            path: a saved scorer, an adapter, a base for `adapter`, or an export for ONNX Runtime; a directory or a hub
+                name.
             adapter: an adapter, or one for each of several tasks; directories or hub names.
             by: `scorer`, or `fused`: responses are selected by the fusion that lies beside the adapter (or beside
                 `path`), as a training with `select.by=fused` leaves it.
@@ -67,12 +71,13 @@ class Cappy(PretrainedScorer):
             activation: `sigmoid` or `identity`, for checkpoints that do not say it.
             max_length: most tokens of a pair; by default as stored, else 256.
             device: a torch device; by default a GPU where there is one.
+            dtype: of the weights: `float32`, or `bfloat16`, which is faster on GPUs and on recent CPUs, less exact.
 
         Raises:
             InputError: something that cannot be found, read or trusted; a checkpoint without a head.
         """
         loaded = super().from_pretrained(
-            path, adapter, revision=revision, activation=activation, max_length=max_length, device=device
+            path, adapter, revision=revision, activation=activation, max_length=max_length, device=device, dtype=dtype
         )
         if by == "fused":
             if isinstance(adapter, Mapping):
@@ -124,11 +129,12 @@ class Cappy(PretrainedScorer):
         shots: Sequence[Pair] = (),
         stop: float | None = None,
         budget_tokens: int | None = None,
+        step: int = AnswerConfig.step,
         abstain: float | None = None,
         task: str | None = None,
     ) -> BestAnswer:
         """The best of an LLM's answers to an instruction; the arguments are those of `answers`."""
-        limits = {"stop": stop, "budget_tokens": budget_tokens, "abstain": abstain}
+        limits = {"stop": stop, "budget_tokens": budget_tokens, "step": step, "abstain": abstain}
         (best,) = self._answers([instruction], _answer_config(backbone, n, limits), shots, task)
         return best
 
@@ -141,6 +147,7 @@ class Cappy(PretrainedScorer):
         shots: Sequence[Pair] = (),
         stop: float | None = None,
         budget_tokens: int | None = None,
+        step: int = AnswerConfig.step,
         abstain: float | None = None,
         task: str | None = None,
     ) -> Iterator[BestAnswer]:
@@ -157,15 +164,16 @@ class Cappy(PretrainedScorer):
             n: candidates for each instruction: a greedy one, and others of temperature 0.7; `backbone["decodings"]`
                 can change the number of each.
             shots: (instruction, response) pairs that the LLM is shown before each instruction.
-            stop: the score of a candidate with which no more are sampled; two are asked for at a time.
+            stop: the score of a candidate with which no more are sampled.
             budget_tokens: of an instruction, prompts and answers, with which no more are sampled.
+            step: candidates that are asked for at a time, where there is a `stop` or a `budget_tokens`.
             abstain: the score below which there is no answer.
             task: where adapters for several tasks were loaded.
 
         Raises:
             InputError: settings that cannot be used; or the LLM fails.
         """
-        limits = {"stop": stop, "budget_tokens": budget_tokens, "abstain": abstain}
+        limits = {"stop": stop, "budget_tokens": budget_tokens, "step": step, "abstain": abstain}
         return self._answers(instructions, _answer_config(backbone, n, limits), shots, task)
 
     def _answers(
@@ -176,18 +184,21 @@ class Cappy(PretrainedScorer):
         examples = (Example(task or "", sha256(text.encode()).hexdigest()[:16], text) for text in instructions)
         requests = (Request(example, prompter.prompt(example)) for example in examples)
         asked = asked_decodings(config.backbone)
-        with open_backbone(config.backbone) as opened:
-            llm = until_sure(opened, self, config.answer)
-            with ahead(_answered(llm, requests, possible_decodings(llm, asked)), 4 * ANSWERS_AT_ONCE) as answered:
-                while chunk := list(islice(answered, ANSWERS_AT_ONCE)):
-                    yield from self._best_of(chunk, config.answer)
+        with contextlib.ExitStack() as stack:
+            # The LLM is closed before the thread that works ahead, which may be waiting for it, is.
+            ahead: Ahead[tuple[Example, Answer]] = stack.enter_context(Ahead(4 * ANSWERS_AT_ONCE))
+            llm = until_sure(stack.enter_context(open_backbone(config.backbone)), self, config.answer)
+            answers = ahead.read(answered(llm, requests, possible_decodings(llm, asked)))
+            while chunk := list(islice(answers, ANSWERS_AT_ONCE)):
+                yield from self._best_of(chunk, config.answer)
 
-    def _best_of(self, answered: Sequence[tuple[Example, Answer]], config: AnswerConfig) -> Iterator[BestAnswer]:
-        chosen = self.choose([Pool(example, answer.candidates) for example, answer in answered if answer.candidates])
-        for _, answer in answered:
+    def _best_of(self, chunk: Sequence[tuple[Example, Answer]], config: AnswerConfig) -> Iterator[BestAnswer]:
+        pools = [Pool(example, answer.candidates) for example, answer in chunk]
+        found = fill_logits(self, pools, [known_logits(answer) for _, answer in chunk])
+        for pool, logits, (_, answer) in zip(pools, found, chunk, strict=True):
             tokens = answer.input_tokens, answer.output_tokens
             if answer.candidates:
-                selection, values = next(chosen)
+                selection, values = self.final(pool, select_by_logits(self, pool, logits))
                 candidates = tuple(_ranked([one.response for one in answer.candidates], selection, values))
                 response = None if abstains(selection.score, config) else selection.response
                 yield BestAnswer(response, selection.score, candidates, *tokens)
@@ -223,24 +234,17 @@ class Cappy(PretrainedScorer):
         ]
 
 
-def _answered(
-    llm: Backbone, requests: Iterable[Request], decodings: Sequence[Decoding]
-) -> Iterator[tuple[Example, Answer]]:
-    under_way: deque[Example] = deque()
-
-    def noted() -> Iterator[Request]:
-        for request in requests:
-            under_way.append(request.example)
-            yield request
-
-    for answer in llm.answer(noted(), decodings):
-        yield under_way.popleft(), answer
-
-
 def _answer_config(backbone: str | Mapping[str, Any], n: int, limits: Mapping[str, float | None]) -> Config:
     given: dict[str, Any] = {"kind": backbone} if isinstance(backbone, str) else dict(backbone)
-    words = [*sampling_words(n), *(f"backbone.{name}={json.dumps(value)}" for name, value in given.items())]
-    return load_config([*words, *(f"answer.{name}={json.dumps(value)}" for name, value in limits.items()), *NO_DATA])
+    words = [_word(f"backbone.{name}", value) for name, value in given.items()]
+    words += [_word(f"answer.{name}", value) for name, value in limits.items()]
+    return load_config([*sampling_words(n), *words, *NO_DATA])
+
+
+def _word(name: str, value: Any) -> str:
+    """A `key=value` word, as YAML: JSON's escapes are not all YAML's."""
+    text: str = yaml.safe_dump([value], default_flow_style=True, width=math.inf)
+    return f"{name}={text.strip()[1:-1]}"
 
 
 def _pool(instruction: str, responses: Sequence[str], task: str | None) -> Pool:

@@ -3,9 +3,9 @@
 import argparse
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from cappy_lightning import __version__
 from cappy_lightning.config import (
     AnswerConfig,
     BackboneConfig,
@@ -32,7 +32,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         argcomplete.autocomplete(parser)
     options, rest = parser.parse_known_args(arguments)
     if any(word.startswith("-") for word in rest) or (rest and "config" not in options):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        own = command_parsers()[" ".join(filter(None, (options.command, getattr(options, "benchmark", None))))]
+        own.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:  # argparse gives up on key=value words that come after an option
         options.config += rest
     return options
@@ -59,14 +60,25 @@ _SOURCES_HELP = (
     + describe_keys(SourceConfig)
 )
 
+_EXIT_CODES = (
+    "exit codes: 0 done; 2 input that cannot be used, said in one line; 130 interrupted by Ctrl-C, 143 by SIGTERM\n"
+    "(train, generate, label, score, select, answer and evaluate continue with the same command)"
+)
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="cappy", description="Cappy: a small scorer that picks the best answer of an LLM."
+        prog="cappy",
+        description="Cappy: a small scorer that picks the best answer of an LLM.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"cappy-lightning {__version__}")
+    quiet = "say nothing but errors and results"
+    parser.add_argument("-q", "--quiet", action="store_true", help=quiet)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors and results")
+    common.add_argument("-q", "--quiet", action="store_true", default=argparse.SUPPRESS, help=quiet)
 
     def add(name: str, below: Any = commands, **more: Any) -> argparse.ArgumentParser:
         formatter = argparse.RawDescriptionHelpFormatter
@@ -76,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     train = add(
         "train",
         help="adapt or pretrain a scorer",
-        description="Train a scorer by a recipe. What comes later on the line goes before what came earlier.\n\n"
+        description="Train a scorer by a recipe. Later files and words override earlier ones.\n\n"
         "  cappy train conf/quickstart.yaml\n"
         "  cappy train conf/adapt.yaml data.pool=my_pool.jsonl seed=1\n"
         "  cappy train conf/pretrain.yaml conf/smoke.yaml",
@@ -106,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         "  cappy label conf/sources/t0.yaml templates=promptsource/promptsource/templates -o t0 --shard 0/64",
         epilog="Keys:\n" + describe_keys(LabelConfig, "label.") + _SOURCES_HELP,
     )
-    _source_options(label, "POOL.jsonl", "DIRECTORY", "label")
+    _source_options(label, "POOLS", "DIRECTORY", "label")
     label.add_argument(
         "--split",
         choices=SPLITS,
@@ -123,12 +135,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     inspect.add_argument("source", metavar="PATH", help="directory of instances, pool or example file, sources file")
     inspect.add_argument("config", nargs="*", metavar="[scorer.key=value ...] [label.key=value ...]")
+    inspect.add_argument("--json", action="store_true", help="print facts, tables and histograms as one JSON object")
     inspect.add_argument("--html", metavar="PAGE.html", help="write one self-contained page, too")
 
     score = add(
         "score",
         help="score pairs",
-        description='Rows {"instruction", "response", ...} (JSONL) come out with "score" and "logit" added.\n\n'
+        description='Rows {"instruction", "response", ...} (JSONL) come out with "score" and "logit" added. Run it\n'
+        "again after an interruption to continue.\n\n"
         "  cappy score pairs.jsonl --scorer runs/quickstart/adapter -o scores.jsonl",
     )
     _scorer_options(score, "PAIRS.jsonl")
@@ -137,14 +151,15 @@ def _parser() -> argparse.ArgumentParser:
         "select",
         help="select the best candidate of each pool",
         description="Pools (JSONL) become selections (JSONL); where the pools have references or choices, a report is\n"
-        "printed on standard error.\n\n"
-        "  cappy select pool.jsonl --scorer runs/quickstart/adapter -o selections.jsonl --html report.html\n"
+        "printed, too. Run it again after an interruption to continue.\n\n"
+        "  cappy select pool.jsonl --split validation --scorer runs/mine/adapter -o chosen.jsonl --html report.html\n"
         "  cappy select pool.jsonl --scorer runs/tickets/adapter -o selections.jsonl select.by=fused",
         epilog="Keys:\n" + describe_keys(SelectConfig, "select.") + "\n" + describe_keys(LabelConfig, "label."),
     )
     _scorer_options(select, "POOL.jsonl")
     select.add_argument("config", nargs="*", metavar="[select.by=fused] [label.key=value ...]")
-    select.add_argument("--json", metavar="REPORT.json", help="write the report as JSON, too")
+    select.add_argument("--split", choices=SPLITS, help="only pools of this one; default: all")
+    select.add_argument("--report", metavar="REPORT.json", help="write the report as JSON, too")
     select.add_argument("--html", metavar="PAGE.html", help="write the report as one self-contained page, too")
 
     answer = add(
@@ -170,7 +185,8 @@ def _parser() -> argparse.ArgumentParser:
     _candidates(answer)
     answer.add_argument("--instruction", metavar="TEXT", help="answer this one, on standard output")
     answer.add_argument("--shard", metavar="I/N", help="only part I (from 0) of N, into a place of its own in OUT")
-    answer.add_argument("--json", metavar="REPORT.json", help="write the report as JSON, too")
+    answer.add_argument("--json", action="store_true", help="with --instruction: print answer and candidates as JSON")
+    answer.add_argument("--report", metavar="REPORT.json", help="write the report as JSON, too")
     answer.add_argument("--html", metavar="PAGE.html", help="write it as one self-contained page, too")
     _scorer(answer)
 
@@ -191,14 +207,22 @@ def _parser() -> argparse.ArgumentParser:
             ]
         ),
     )
-    calibrate.add_argument("source", metavar="POOL.jsonl", help="of the split validation, where some examples are")
+    calibrate.add_argument(
+        "source", metavar="POOL.jsonl", help="pools; where some are of the split validation, only these"
+    )
     calibrate.add_argument("config", nargs="*", metavar="[answer.step=N] [select.by=fused] [label.key=value ...]")
     calibrate.add_argument("-o", "--out", default="-", metavar="ANSWER.yaml", help="default: standard output")
     calibrate.add_argument(
-        "--keep", type=float, default=1.0, help="share of the quality of all candidates that is kept (default: 1)"
+        "--keep",
+        type=float,
+        default=1.0,
+        metavar="SHARE",
+        help="share of the quality of all candidates that is kept (default: 1)",
     )
-    calibrate.add_argument("--precision", type=float, help="mean quality, from 0 to 1, of the answers that are given")
-    calibrate.add_argument("--json", metavar="FILE.json", help="write thresholds, promises and curves as JSON, too")
+    calibrate.add_argument(
+        "--precision", type=float, metavar="QUALITY", help="mean quality, from 0 to 1, of the answers that are given"
+    )
+    calibrate.add_argument("--report", metavar="REPORT.json", help="write thresholds, promises and curves as JSON, too")
     calibrate.add_argument("--html", metavar="PAGE.html", help="write table and curves as one page, too")
     _scorer(calibrate)
 
@@ -225,7 +249,9 @@ def _parser() -> argparse.ArgumentParser:
     _candidates(serve)
     _scorer(serve)
 
-    evaluate = commands.add_parser("evaluate", help="run a benchmark of the paper")
+    evaluate = commands.add_parser(
+        "evaluate", help="run a benchmark of the paper", description="Run one of the two benchmarks of the paper."
+    )
     benchmarks = evaluate.add_subparsers(dest="benchmark", metavar="BENCHMARK", required=True)
     bigbench = add(
         "bigbench",
@@ -243,7 +269,7 @@ def _parser() -> argparse.ArgumentParser:
         "--tasks", type=lambda text: text.split(","), default=[], help="names, with commas; default: the paper's 45"
     )
     bigbench.add_argument("--backbone", metavar="KIND", help="the same as backbone.kind=KIND")
-    bigbench.add_argument("--scorer", metavar="BASE", help="the same as scorer.base=BASE")
+    bigbench.add_argument("--scorer", metavar="BASE", help="what is adapted to each task; the same as scorer.base=BASE")
     bigbench.add_argument("--shard", metavar="I/N", help="only every Nth task, from task I (from 0); for job arrays")
     bigbench.add_argument("--json", action="store_true", help="print the report as one JSON object")
 
@@ -273,15 +299,17 @@ def _parser() -> argparse.ArgumentParser:
         "  cappy export runs/quickstart -o adapter\n"
         "  cappy export runs/pretrain/checkpoints/step-5000.ckpt -o model\n"
         "  cappy export runs/quickstart/adapter -o merged --as model\n"
-        "  cappy export btan2/cappy-large -o onnx --as onnx",
+        "  cappy export btan2/cappy-large -o onnx --as onnx\n"
+        "  cappy score pairs.jsonl --scorer onnx -o scores.jsonl",
     )
     export.add_argument("source", metavar="SOURCE", help="run directory, checkpoint, adapter, saved scorer, hub name")
     export.add_argument("-o", "--out", required=True, metavar="DIRECTORY")
     export.add_argument(
         "--as",
         dest="kind",
-        choices=("adapter", "model", "onnx"),
-        help="default: what the run exports itself; model: one model, adapters merged into it",
+        choices=("adapter", "model", "onnx", "onnx-int8"),
+        help="default: what the run exports itself; model: one model, adapters merged into it; onnx: the same as a"
+        " graph for ONNX Runtime; onnx-int8: with weights of 8 bits, faster on CPUs and a little less exact",
     )
 
     submit = add(
@@ -296,13 +324,17 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Keys:\n" + describe_keys(SlurmConfig, "slurm."),
     )
     submit.add_argument("--cluster", metavar="FILE.yaml", help="a section `slurm` for all jobs of a chain")
+    submit.add_argument("--json", action="store_true", help="print the jobs as a list of JSON objects")
     submit.add_argument("--dry-run", action="store_true", help="print the scripts; submit nothing")
     submit.add_argument("words", nargs=argparse.REMAINDER, metavar="[COMMAND] WORDS [then ...]")
 
     jobs = add(
         "jobs",
         help="what has become of submitted jobs",
-        description="State, progress, restarts and reasons of the jobs that `cappy submit` has queued from a folder.",
+        description="State, progress, restarts and reasons of the jobs that `cappy submit` has queued from a folder.\n"
+        "\n"
+        "  cappy jobs\n"
+        "  cappy jobs runs instances --json",
     )
     jobs.add_argument("folder", nargs="*", default=["."], help="where runs and outputs lie, up to three levels below")
     jobs.add_argument("--json", action="store_true", help="print a list of JSON objects")
@@ -323,27 +355,33 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _complete_words(prefix: str, **_: Any) -> list[str]:
-    """Keys and YAML files, for the shell."""
-    keys = [f"{name}=" for name in all_keys(Config)]
-    return [word for word in [*keys, *map(str, Path().glob(f"{prefix}*.yaml"))] if word.startswith(prefix)]
+    """Keys, folders and YAML files, for the shell."""
+    folder, start = os.path.split(prefix)
+    try:
+        entries = [entry for entry in os.scandir(folder or ".") if entry.name.startswith(start)]
+    except OSError:
+        entries = []
+    files = [entry for entry in entries if entry.is_dir() or entry.name.endswith((".yaml", ".yml"))]
+    paths = [os.path.join(folder, entry.name) + ("/" if entry.is_dir() else "") for entry in files]
+    return [*(name for key in all_keys(Config) if (name := f"{key}=").startswith(prefix)), *paths]
 
 
 def _source_options(parser: argparse.ArgumentParser, what: str, out: str, section: str) -> None:
     parser.add_argument("source", metavar=what, help="JSONL, CSV or Parquet, or a sources file (YAML)")
     parser.add_argument("config", nargs="*", metavar=f"[RECIPE.yaml ...] [{section}.key=value ...]")
-    parser.add_argument("-o", "--out", required=True, metavar=out)
+    parser.add_argument("-o", "--out", required=True, metavar=out, help="what is made, new")
     parser.add_argument("--shard", metavar="I/N", help="only part I (from 0) of N, into a place of its own in OUT")
 
 
 def _scorer_options(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("source", nargs="?", default="-", metavar=what, help="input file; - or nothing: standard input")
-    parser.add_argument("-o", "--out", default="-", metavar="OUT.jsonl", help="output file; default: standard output")
+    parser.add_argument("-o", "--out", default="-", metavar="OUT.jsonl", help="a new file; default: standard output")
     _scorer(parser)
 
 
 def _candidates(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "-n", type=int, default=8, metavar="N", help="candidates: one greedy, the others of temperature 0.7; default: 8"
+        "-n", type=int, metavar="N", help="candidates: one greedy, the others of temperature 0.7 (default: 8)"
     )
 
 
@@ -357,4 +395,9 @@ def _scorer(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--activation", choices=("sigmoid", "identity"), help="for scorers that do not say it themselves"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="of the weights while scoring (default: float32); bfloat16 is faster on GPUs and recent CPUs, less exact",
     )

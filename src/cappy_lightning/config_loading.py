@@ -9,7 +9,14 @@ from cappy_lightning.errors import InputError
 from cappy_lightning.schema import merge
 
 #: Words for what takes its data from elsewhere than the config.
-NO_DATA = ("data.task=null", "data.instances=[]", "data.pool=[]", "data.examples=-")
+NO_DATA = (
+    "data.task=null",
+    "data.instances=[]",
+    "data.validation_instances=[]",
+    "data.test_instances=[]",
+    "data.pool=[]",
+    "data.examples=-",
+)
 
 
 def load_config(arguments: Sequence[str]) -> Config:

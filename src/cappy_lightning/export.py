@@ -18,7 +18,7 @@ from cappy_lightning.run_dir import CONFIG as RUN_CONFIG
 from cappy_lightning.scorer.adapter import add_adapter, save_adapter
 from cappy_lightning.scorer.inference import Pair
 from cappy_lightning.scorer.model import Scorer, build_scorer
-from cappy_lightning.scorer.onnx import OnnxScorer, write_onnx
+from cappy_lightning.scorer.onnx import OnnxModel, write_onnx
 from cappy_lightning.scorer.pretrained import Floats, PretrainedScorer
 from cappy_lightning.scorer.saving import write_model
 from cappy_lightning.selection.fusion import FILE as FUSION
@@ -28,8 +28,10 @@ from cappy_lightning.selection.fusion import find_fusion
 TOLERANCE = 1e-5
 #: where the training computes with bf16 weights and the export holds their fp32 masters,
 BF16_TOLERANCE = 3e-2
-#: and between torch and ONNX Runtime.
+#: between torch and ONNX Runtime,
 ONNX_TOLERANCE = 1e-4
+#: and where weights are rounded to 8 bits: more than this is a fault, and no rounding.
+INT8_TOLERANCE = 0.5
 
 _TEXTS = (
     ("Q: What is the capital of France?\nA:", "Paris"),
@@ -89,17 +91,20 @@ def export(
     beside: Mapping[str, str],
     expected: Floats,
     tolerance: float,
-) -> None:
+) -> Floats:
     """Write an export, load it back, and let it take its place only if it gives the same scores.
 
     Args:
         scorer: with the trained weights.
         directory: what stands there stays until the new export is verified.
-        kind: `adapter`, `model` (adapters merged) or `onnx`.
+        kind: `adapter`, `model` (adapters merged), `onnx` or `onnx-int8`.
         settings: of the adapter.
         beside: texts to be put into it, by file name: its model card, and where there is one its fusion.
         expected: the scores of `PROBE`, [pairs].
         tolerance: the largest difference that is allowed.
+
+    Returns:
+        the differences, [pairs].
 
     Raises:
         RuntimeError: the scores differ: the export does not hold what was trained.
@@ -108,20 +113,20 @@ def export(
         scratch.mkdir()
         if kind == "adapter":
             save_adapter(scorer, settings, scratch)
-            found = PretrainedScorer.from_pretrained(scratch).score(PROBE)
         elif kind == "model":
             write_model(scorer, scratch)
-            found = PretrainedScorer.from_pretrained(scratch).score(PROBE)
         else:
-            write_onnx(scorer, scratch)
-            found = OnnxScorer(scratch).score(PROBE)
+            write_onnx(scorer, scratch, int8=kind == "onnx-int8")
+        found = PretrainedScorer.from_pretrained(scratch).score(PROBE)
         for name, text in beside.items():
             write_text(scratch / name, text)
-        difference = float(np.abs(found - expected).max())
-        if not difference <= tolerance:
+        differences: Floats = np.abs(found - expected)
+        if not differences.max() <= tolerance:
             raise RuntimeError(
-                f"the export's scores differ from the trained ones by {difference:.2e}, expected at most {tolerance}"
+                f"the export's scores differ from the trained ones by {differences.max():.2e},"
+                f" expected at most {tolerance}"
             )
+    return differences
 
 
 def check_hub_token() -> None:
@@ -162,10 +167,10 @@ def export_any(source: str, directory: Path, kind: str | None) -> str:
         source: a run directory (its latest checkpoint is taken), a checkpoint of any strategy, a saved scorer,
             an adapter, or a hub name.
         directory: where the export goes.
-        kind: `adapter`, `model` or `onnx`; None: what the run exports itself.
+        kind: `adapter`, `model`, `onnx` or `onnx-int8`; None: what the run exports itself.
 
     Returns:
-        the kind.
+        what was exported, where to, and how exact it is, in one line.
 
     Raises:
         InputError: see `read_checkpoint`, `rebuild` and `PretrainedScorer.from_pretrained`; or a kind that is missing.
@@ -185,6 +190,8 @@ def export_any(source: str, directory: Path, kind: str | None) -> str:
         scorer, settings = rebuild(checkpoint[CONFIG], checkpoint["state_dict"])
     else:
         scorer = PretrainedScorer.from_pretrained(source).scorer
+        if isinstance(scorer.model, OnnxModel):
+            raise InputError(source, "is an ONNX graph, expected a scorer with weights")
     kind = kind or ("adapter" if settings else "model")
     if kind == "adapter" and not settings:
         raise InputError(source, "cannot become an adapter, expected --as model or onnx")
@@ -192,5 +199,9 @@ def export_any(source: str, directory: Path, kind: str | None) -> str:
     if fusion := find_fusion(source):
         beside[FUSION] = fusion.read_text(encoding="utf-8")
     expected = PretrainedScorer(scorer).score(PROBE)
-    export(scorer, directory, kind, settings, beside, expected, ONNX_TOLERANCE if kind == "onnx" else TOLERANCE)
-    return kind
+    tolerance = {"onnx": ONNX_TOLERANCE, "onnx-int8": INT8_TOLERANCE}.get(kind, TOLERANCE)
+    differences = export(scorer, directory, kind, settings, beside, expected, tolerance)
+    return (
+        f"exported and verified: {directory} ({kind}); on {len(PROBE)} texts its scores differ by"
+        f" {differences.mean():.1g} on average, {differences.max():.1g} at most"
+    )

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -30,6 +30,21 @@ def make_dir(path: Path) -> Path:
     if not os.access(path, os.W_OK):
         raise InputError(path, "the directory cannot be written (permission denied)")
     return path
+
+
+def check_new(path: str | Path) -> None:
+    """Refuse to write over something, or where nothing can be written; `-` is standard output.
+
+    Raises:
+        InputError: something is there, or the folder cannot be written.
+    """
+    if str(path) == "-":
+        return
+    if os.path.lexists(path):
+        raise InputError(path, "exists already, expected a new file")
+    if not Path(path).name:
+        raise InputError(path, "is the name of no file, expected one")
+    make_dir(Path(path).parent)
 
 
 @contextlib.contextmanager
@@ -198,6 +213,17 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def stamps(places: Iterable[str]) -> dict[str, list[int]]:
+    """Size and time of the local files, and of those in local folders: whether something has changed."""
+    files = [
+        file
+        for place in map(Path, places)
+        for file in (sorted(place.iterdir()) if place.is_dir() else [place])
+        if file.is_file()
+    ]
+    return {str(file): [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
+
+
 def to_line(row: dict[str, Any]) -> str:
     """One line of JSON Lines."""
     return json.dumps(row, ensure_ascii=False) + "\n"
@@ -249,9 +275,15 @@ def read_whole_lines(path: Path) -> list[dict[str, Any]]:
 def read_jsonl(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects of a JSON Lines file, each with its place (`file:line`). Blank lines are passed over.
 
+    A folder of parts that were made apart is read part by part.
+
     Raises:
         InputError: no such file, no line in it, not UTF-8, not JSON, or not an object.
     """
+    if str(path) != "-" and Path(path).is_dir() and (parts := find_parts(Path(path), ".jsonl")):
+        for part in parts:
+            yield from read_jsonl(part)
+        return
     name = "standard input" if str(path) == "-" else str(path)
     found = False
     with open_input(path) as stream:

@@ -14,7 +14,7 @@ from typing import Any
 from cappy_lightning.config import Config
 from cappy_lightning.data.shards import MANIFEST, SHARD_ROWS, read_manifest, write_manifest, write_shard
 from cappy_lightning.errors import InputError
-from cappy_lightning.files import kept_on_failure, make_dir, open_locked, parse_line, replace, to_line
+from cappy_lightning.files import kept_on_failure, make_dir, open_locked, parse_line, remove, replace, to_line
 from cappy_lightning.labeling.measures import KeptScores
 from cappy_lightning.labeling.weak_labels import BLOCK, Labeler
 from cappy_lightning.progress import Ticker, say
@@ -64,10 +64,10 @@ def label(sources: Sources, config: Config, out: Path, split: Split) -> None:
 
 def _label(sources: Sources, config: Config, directory: Path, split: Split, made_by: dict[str, Any], out: Path) -> None:
     """Write what is missing of the shards of a directory, and then its manifest."""
+    labeler, digest = Labeler(config.label, config.data.seed), hashlib.sha256()
     with kept_on_failure(directory, "what is there"):
         directory.mkdir(exist_ok=True)
         shards = _read_journal(directory, made_by)
-    labeler, digest = Labeler(config.label, config.data.seed), hashlib.sha256()
     pools = _of_split(sources.pools(), split, digest)
     measure = labeler.measure
     labeler.measure = kept = KeptScores(measure, directory / _scores_file(len(shards)))
@@ -100,6 +100,7 @@ def _label(sources: Sources, config: Config, directory: Path, split: Split, made
             if not block:
                 break
     if not shards and not sources.partial:
+        remove(directory)
         raise InputError(out, f"there is no instance of the split {split} to write")
     with kept_on_failure(directory, "what is there"):
         write_manifest(directory, shards, made_by)

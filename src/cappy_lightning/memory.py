@@ -1,13 +1,11 @@
 """How much memory a training needs on each device: counted on the model itself, without its weights."""
 
 import json
-import sys
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from peft import get_peft_model
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -16,6 +14,7 @@ from transformers import AutoModelForSequenceClassification
 from transformers.initialization import no_init_weights
 
 from cappy_lightning.config import Config
+from cappy_lightning.progress import console
 from cappy_lightning.scorer.adapter import lora_config, quiet_peft
 from cappy_lightning.scorer.forward import skip_other_tokens
 from cappy_lightning.scorer.model import base_config
@@ -109,7 +108,7 @@ def print_estimate(found: Estimate, as_json: bool) -> None:
         table.add_row(name, f"{getattr(found, name) / 2**20:,.0f}", end_section=name == "activations")
     if found.host:
         table.add_row("in the host's memory", f"{found.host / 2**20:,.0f}")
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    console().print(table)
 
 
 def _model(config: Config, dtype: torch.dtype) -> torch.nn.Module:

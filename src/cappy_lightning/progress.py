@@ -1,7 +1,9 @@
 """Progress of long work on standard error: a bar on a terminal, a line now and then in a log."""
 
+import contextlib
 import sys
 import time
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -23,12 +25,29 @@ def set_quiet(quiet: bool) -> None:
 def say(message: str) -> None:
     """One line for the person who watches, on standard error."""
     if not _quiet:
+        warn(message)
+
+
+def warn(message: str) -> None:
+    """One line on standard error that is said also to who wants to hear errors only."""
+    with contextlib.suppress(OSError):  # nobody reads it any more; the work goes on
         print(message, file=sys.stderr, flush=True)
 
 
-def error_console() -> Console:
-    """For tables on standard error."""
-    return Console(stderr=True, quiet=_quiet)
+def console(*, stderr: bool = False) -> Console:
+    """For tables and results: as wide as the terminal, or wide enough for all of them in a file or a log.
+
+    Args:
+        stderr: on standard error instead of standard output, and nowhere where nobody watches.
+    """
+    terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    return Console(stderr=stderr, quiet=stderr and _quiet, width=None if terminal else 160)
+
+
+def show_places(*places: str | Path | None) -> None:
+    """Say on standard output where results lie; None is passed over."""
+    named = ", ".join(str(place) for place in places if place is not None)
+    console().print(f"results: {named}", soft_wrap=True, markup=False, highlight=False)
 
 
 def bar() -> Progress:
@@ -45,6 +64,11 @@ def bar() -> Progress:
     )
 
 
+def _can_draw() -> bool:
+    screen = Console(stderr=True)
+    return screen.is_terminal and not screen.is_dumb_terminal
+
+
 class Ticker:
     """Progress towards a total, if it is known, drawn as a bar or as lines, whichever fits standard error."""
 
@@ -52,7 +76,7 @@ class Ticker:
         self.description, self.total, self.done = description, total, done
         self._start, self._started_at = time.monotonic(), done
         self._last_line = self._start
-        self._bar = bar() if sys.stderr.isatty() and not _quiet else None
+        self._bar = bar() if _can_draw() and not _quiet else None
 
     def __enter__(self) -> "Ticker":
         if self._bar:
@@ -68,11 +92,12 @@ class Ticker:
         elif time.monotonic() - self._last_line >= LOG_EVERY:
             self._last_line = time.monotonic()
             rate = (self.done - self._started_at) / (self._last_line - self._start)
+            counts = str(self.done) if self.total is None else f"{self.done}/{self.total}"
             if self.total is None:
-                say(f"{self.description}: {self.done}, {rate:.0f} a second {info}".rstrip())
+                pace = f", {rate:.3g} a second"
             else:
-                left = (self.total - self.done) / rate if rate else float("inf")
-                say(f"{self.description}: {self.done}/{self.total}, about {left:.0f} s left {info}".rstrip())
+                pace = f", about {(self.total - self.done) / rate:.0f} s left" if rate else ""
+            say(f"{self.description}: {counts}{pace} {info}".rstrip())
 
     def __exit__(self, *_: object) -> None:
         if self._bar:

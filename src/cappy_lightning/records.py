@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import string
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -77,6 +77,12 @@ def _score(row: dict[str, Any], where: object) -> float:
 def pair_from_row(row: dict[str, Any], where: object) -> tuple[str, str]:
     """The (instruction, response) of a JSON object, whatever else it holds."""
     return _text(row, "instruction", where), _text(row, "response", where)
+
+
+def check_task(task: object, tasks: Collection[str], where: object) -> None:
+    """Refuse a row whose task has no adapter, where there is one for each of several tasks."""
+    if tasks and task not in tasks:
+        raise InputError(where, f"field 'task' is {task!r}, expected one of {', '.join(tasks)}")
 
 
 @dataclass(frozen=True)
@@ -308,6 +314,11 @@ class Selection:
         index = max(range(len(responses)), key=lambda i: (logits[i], -i))
         task, identity = (example.task, example.id) if example else (None, None)
         return cls(index, responses[index], scores[index], tuple(scores), tuple(logits), task, identity)
+
+    def by_scorer(self, pool: Pool) -> "Selection":
+        """What the scorer alone selects from the pool that this one is of."""
+        responses = [candidate.response for candidate in pool.candidates]
+        return Selection.best(self.logits, self.scores, responses, pool.example)
 
     def other(self, index: int, response: str) -> "Selection":
         """The same scores with another choice."""

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import logging
 import os
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,6 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators.cpu import CPUAccelerator
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer import Trainer
-from rich.console import Console
 
 from cappy_lightning.callbacks import Export, Results, RunCheckpoint, StepProgress, Stopped
 from cappy_lightning.callbacks.results import REPORT
@@ -31,11 +29,11 @@ from cappy_lightning.data.shards import read_manifest
 from cappy_lightning.data.stream import example_number
 from cappy_lightning.errors import InputError
 from cappy_lightning.export import CARD, check_hub_token, push
-from cappy_lightning.files import remove, to_line, write_text
+from cappy_lightning.files import remove, to_line, write_json, write_text
 from cappy_lightning.loggers import check_logger, open_logger
 from cappy_lightning.model_card import model_card
 from cappy_lightning.preparation import Prepared, prepare
-from cappy_lightning.progress import say
+from cappy_lightning.progress import console, say, show_places
 from cappy_lightning.records import Pool
 from cappy_lightning.run_dir import FOLDS, METRICS, SELECTIONS, RunDir, job_folder, rank
 from cappy_lightning.scorer.adapter import add_adapter
@@ -58,6 +56,9 @@ from cappy_lightning.selection.report import make_report, print_report
 from cappy_lightning.slurm.restarts import note_start
 from cappy_lightning.strategies import WholeCheckpoints, make_strategy
 
+#: In a run directory: where its export was uploaded, by repository.
+UPLOADED = "uploaded.json"
+
 
 def train(config: Config, as_json: bool = False) -> int:
     """Run a config to its end, or from where it stopped, and print the results.
@@ -77,17 +78,31 @@ def train(config: Config, as_json: bool = False) -> int:
 def finish(config: Config) -> int:
     """Run a config to its end, or from where it stopped; `train` without the results printed."""
     run = RunDir(config)
+    if config.push_to_hub:
+        check_hub_token()
     stopped_by = 0 if run.finished else _fit(config, run)
-    if stopped_by and rank() == 0:
-        say(f"stopped and saved in {run.path}; the same command continues")
-    return 128 + stopped_by if stopped_by else 0
+    if stopped_by:
+        if rank() == 0:
+            say(f"stopped and saved in {run.path}; the same command continues")
+        return 128 + stopped_by
+    if config.push_to_hub and rank() == 0:
+        _upload(run.path, config.push_to_hub)
+    return 0
+
+
+def _upload(run: Path, repository: str) -> None:
+    """Upload what a finished run has exported, once: the command that is repeated after a failure tries it again."""
+    note = run / UPLOADED
+    known = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
+    if repository not in known:
+        known[repository] = push(run / ("adapter" if (run / "adapter").is_dir() else "model"), repository)
+        write_json(note, known)
+    say(f"uploaded: {known[repository]}")
 
 
 def _fit(config: Config, run: RunDir) -> int:
     _quiet_lightning()
     check_logger(config)
-    if config.push_to_hub:
-        check_hub_token()
     run.wait()
     data = prepare(config, run.path / "instances")
     if config.select.by == "fused" and len(data.train_pools) < config.select.folds:
@@ -149,8 +164,6 @@ def _fit(config: Config, run: RunDir) -> int:
         if trainer.logger:  # the last round is not the trainer's
             trainer.logger.log_metrics(results.metrics | results.tests, steps)
             trainer.logger.finalize("success")
-        if config.push_to_hub:
-            say(f"uploaded: {push(export.last, config.push_to_hub)}")
     return 0
 
 
@@ -322,18 +335,18 @@ def show_results(run: Path, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"run_dir": str(run), "metrics": metrics}))
         return
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    screen = console()
     if (run / REPORT).exists():
-        print_report(json.loads((run / REPORT).read_text(encoding="utf-8")), console)
+        print_report(json.loads((run / REPORT).read_text(encoding="utf-8")), screen)
     names = ("mse", "mae", "pearson", "spearman", "best_first")
     shown = [f"{name} {metrics[f'validation/{name}']:.4f}" for name in names if f"validation/{name}" in metrics]
     if shown:
-        console.print(f"validation instances: {', '.join(shown)}")
-    console.print(f"results: {run}", soft_wrap=True)
+        screen.print(f"validation instances: {', '.join(shown)}")
+    show_places(run)
     for name in ("adapter", "model"):
         if (run / name).is_dir():
             size = sum(file.stat().st_size for file in (run / name).iterdir()) / 1e6
-            console.print(f"{name}: {run / name} ({size:.1f} MB)", soft_wrap=True)
+            screen.print(f"{name}: {run / name} ({size:.1f} MB)", soft_wrap=True, markup=False, highlight=False)
 
 
 def _quiet_lightning() -> None:

@@ -1,14 +1,19 @@
 """`Cappy.answer` and `Cappy.answers`, with recorded candidates and with the real embedded LLM."""
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import QUICKSTART_POOL
+from proxy import running_proxy
 
 from cappy_lightning import Cappy
-from cappy_lightning.answering.ahead import ahead
+from cappy_lightning.answering import stopping
+from cappy_lightning.answering.ahead import Ahead
+from cappy_lightning.backbones.embedded import embedded_server
+from cappy_lightning.cappy import _answer_config
 from cappy_lightning.errors import InputError
 from cappy_lightning.records import Pool
 
@@ -56,6 +61,26 @@ def test_it_stops_and_abstains_by_scores(scorer: Cappy, pools: list[Pool]) -> No
     assert [best.score for best in unsure] == pytest.approx(scores)  # the candidates are there all the same
     assert all(best.candidates for best in unsure)
     assert {len(best.candidates) for best in scorer.answers(asked, SOME, stop=0.0)} == {2}  # one round
+    assert {len(best.candidates) for best in scorer.answers(asked, SOME, stop=0.0, step=3)} == {3}
+
+
+def test_what_was_scored_to_stop_is_not_scored_again(
+    scorer: Cappy, pools: list[Pool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [pool.example.instruction for pool in pools[:20]]
+    expected = list(scorer.answers(asked, SOME))
+    scored: list[tuple[str, str]] = []
+    logits = Cappy.logits
+
+    def counted(self: Cappy, pairs: list[tuple[str, str]], task: object = None) -> object:
+        scored.extend(pairs)
+        return logits(self, pairs, task)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Cappy, "logits", counted)
+    found = list(scorer.answers(asked, SOME, stop=1.0, step=2))
+    assert len(scored) == len(set(scored))
+    assert [best.response for best in found] == [best.response for best in expected]
+    assert [best.score for best in found] == pytest.approx([best.score for best in expected], abs=1e-6)
 
 
 def test_a_real_llm_answers(scorer: Cappy) -> None:
@@ -96,12 +121,40 @@ def test_what_works_ahead_hands_on_errors_and_can_be_left() -> None:
         yield 2
         raise InputError("here", "is wrong")
 
-    with ahead(items(), 1) as read:
+    with Ahead[int](1) as ahead:
+        read = ahead.read(items())
         assert [next(read), next(read)] == [1, 2]
         with pytest.raises(InputError, match="here: is wrong"):
             next(read)
-    with ahead(iter(range(1000)), 2) as read:
-        assert next(read) == 0
-    assert threading.active_count() < 20
-    with ahead(iter(()), 2) as nothing:
-        assert list(nothing) == []
+    before = threading.active_count()
+    with Ahead[int](2) as ahead:
+        assert next(ahead.read(iter(range(1000)))) == 0
+    assert threading.active_count() == before
+    with Ahead[int](2) as ahead:
+        assert list(ahead.read(iter(()))) == []
+    with Ahead[int](2):  # what goes wrong before anything is read
+        pass
+
+
+def test_settings_are_taken_as_they_are() -> None:
+    template = "\U0001f600 \u2028 \x7f é: {instruction} # [x] 'q' \"z\" \\ud83d \n"
+    config = _answer_config({"kind": "openai", "template": template, "url": None, "timeout": 1e-3}, 3, {"stop": 1e-7})
+    assert (config.backbone.template, config.backbone.timeout, config.answer.stop) == (template, 1e-3, 1e-7)
+
+
+def test_leaving_early_does_not_wait_for_an_llm_that_has_stalled(
+    scorer: Cappy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stopping, "WAVE", 16)
+    settings = {"kind": "openai", "max_tokens": 4, "concurrency": 1, "chat": True}
+    with (
+        embedded_server() as llm,
+        running_proxy(llm, lambda number, _: "hang" if number > 40 else None) as (url, proxy),
+    ):
+        for options in ({}, {"stop": 1.0}):
+            proxy.seen.clear()  # 2 requests of the probe, then 2 for each instruction
+            answers = scorer.answers((f"Say {n}" for n in range(60)), {**settings, "url": url}, n=2, **options)
+            assert next(answers).candidates
+            start = time.monotonic()
+            answers.close()
+            assert time.monotonic() - start < 10

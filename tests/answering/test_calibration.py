@@ -1,6 +1,8 @@
 """Thresholds of answering: on hand-made pools, and on the quickstart's."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +11,21 @@ import yaml
 from conftest import QUICKSTART_POOL, Run
 
 from cappy_lightning import Cappy
-from cappy_lightning.answering.calibration import Sampled, choose_abstain, choose_stop, sample
+from cappy_lightning.answering.calibration import (
+    Sampled,
+    _decodings,
+    _held_out,
+    _say_missed,
+    choose_abstain,
+    choose_stop,
+    overlay,
+    read_held_out,
+    sample,
+)
 from cappy_lightning.config_loading import NO_DATA, load_config
 from cappy_lightning.labeling.measures import open_measure
-from cappy_lightning.records import Pool
+from cappy_lightning.errors import InputError
+from cappy_lightning.records import Candidate, Example, Pool
 from cappy_lightning.selection.baselines import rewards
 
 #: Three runs of four candidates; the best score so far, and the reward of the selected one.
@@ -79,13 +92,20 @@ def test_the_command_writes_an_overlay_and_says_what_it_promises(cappy: Run, lor
     lines = QUICKSTART_POOL.read_text(encoding="utf-8").splitlines(keepends=True)
     pool.write_text("".join([*lines[:20], *lines[-80:]]), encoding="utf-8")
     words = ["calibrate", pool, "--scorer", lora_run / "adapter", "--precision", "0.22", "answer.step=3"]
-    done = cappy(*words, "-o", out, "--json", found, "--html", page)
+    done = cappy(*words, "-o", out, "--report", found, "--html", page)
     assert done.returncode == 0, done.stderr
     assert "the 80 examples of the split validation are used" in done.stderr
     result = json.loads(found.read_text())
     written = load_config([str(out), *NO_DATA]).answer
     assert (written.step, written.stop, written.abstain) == (3, result["stop"], result["abstain"])
-    assert yaml.safe_load(out.read_text()).keys() == {"answer"}
+    assert yaml.safe_load(out.read_text()).keys() == {"answer", "backbone"}
+    # What is sampled is what was calibrated.
+    sampled_kinds = {"greedy": 1, "sampling": 4, "temperature_0.7": 4, "nucleus_0.9": 4}
+    assert load_config(["backbone.decodings.top_k_3=1", str(out), *NO_DATA]).backbone.decodings == {
+        "top_k_3": 1,
+        **sampled_kinds,
+    }
+    assert result["decodings"] == sampled_kinds
     assert result["abstaining"]["precision"] == pytest.approx(0.22, abs=0.08)
     assert result["stopping"]["candidates"] < result["all"] == 13.0
     fixed = dict(map(tuple, result["fixed"]))
@@ -105,8 +125,72 @@ def test_the_command_writes_an_overlay_and_says_what_it_promises(cappy: Run, lor
 )
 def test_what_cannot_be_promised(cappy: Run, lora_run: Path, tmp_path: Path, words: list[str], said: str) -> None:
     few = tmp_path / "few.jsonl"
-    few.write_text("".join(QUICKSTART_POOL.read_text(encoding="utf-8").splitlines(keepends=True)[:12]))
+    few.write_text("".join(QUICKSTART_POOL.read_text(encoding="utf-8").splitlines(keepends=True)[-12:]))
     done = cappy("calibrate", few, "--scorer", lora_run / "adapter", "-o", tmp_path / "out", *words)
     assert (done.returncode, done.stdout) == (2, "")
     assert said in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_examples_that_were_trained_on_are_refused(
+    pools: list[Pool], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def written(*splits: str | None) -> str:
+        path = tmp_path / "pool.jsonl"
+        rows = [
+            replace(pool, example=replace(pool.example, split=split)).to_row()
+            for split, pool in zip(splits, pools, strict=False)
+        ]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(path)
+
+    with pytest.raises(InputError, match="has examples of the split train only"):
+        read_held_out(written(*["train"] * 8))
+    assert len(read_held_out(written(*[None] * 8))) == 8
+    assert "the scorer must not have been trained on its examples" in capsys.readouterr().err
+    assert len(read_held_out(written(*["train"] * 5, *[None] * 6))) == 6
+    with pytest.raises(InputError, match="has 3 pools to choose by, expected at least 5"):
+        read_held_out(written(*["train"] * 5, *["validation"] * 3))
+
+
+def test_the_decodings_of_most_pools_are_written_where_a_backbone_can_do_them() -> None:
+    def pool(*decodings: str) -> Pool:
+        return Pool(Example("t", "1", "x", ("y",)), tuple(Candidate("z", name) for name in decodings))
+
+    most = pool("greedy", "temperature_0.7", "temperature_0.7")
+    assert _decodings([most, most, pool("greedy"), pool("sampling")]) == {"greedy": 1, "temperature_0.7": 2}
+    assert _decodings([most, pool("given")]) is None
+    assert _decodings([most, pool("someone's own")]) is None
+    assert _decodings([pool("greedy", "greedy")]) is None
+    thresholds = {"step": 2, "stop": 0.5, "abstain": None}
+    assert yaml.safe_load(overlay({**thresholds, "decodings": None})) == {"answer": {"step": 2, "stop": 0.5}}
+
+
+def test_folds_do_not_hang_on_the_order_of_the_file() -> None:
+    seen: list[Sequence[int]] = []
+    many = Sampled(np.repeat(np.arange(20), 2), [1], *[np.ones((40, 1))] * 4)
+
+    def thresholds(own: Sampled) -> tuple[None, None]:
+        seen.append(sorted(set(own.pools.tolist())))
+        return None, None
+
+    _held_out(many, thresholds)
+    held = [sorted(set(range(20)) - set(own)) for own in seen]
+    assert sorted(sum(held, [])) == list(range(20))
+    assert {len(own) for own in held} == {4}
+    assert held[0] != list(range(0, 20, 5))
+
+
+def test_a_promise_that_is_not_kept_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    def said(keep: float, stopping: float, precision: float | None) -> str:
+        promises = {"stopping": {"reward": stopping}, "abstaining": {"asked": 0.6, "precision": precision}}
+        _say_missed({"reward": 0.5, **promises}, keep)
+        return capsys.readouterr().err
+
+    others = "on examples that the thresholds were not chosen on, "
+    assert said(1.0, 0.5, 0.6) == said(0.98, 0.49, 0.7) == ""
+    assert said(1.0, 0.49, 0.6) == f"{others}98.0% of the reward is kept (asked: 100%)\n"
+    assert said(0.9, 0.49, 0.5912) == f"{others}the precision is 0.591 (asked: 0.6)\n"
+    assert said(1.0, 0.49, None) == (
+        f"{others}98.0% of the reward is kept (asked: 100%) and no answer is given (asked: 0.6)\n"
+    )

@@ -9,7 +9,7 @@ import pytest
 from conftest import QUICKSTART_POOL
 
 from cappy_lightning import Cappy
-from cappy_lightning.answering.stopping import StoppingBackbone, plan_rounds, until_sure
+from cappy_lightning.answering.stopping import NOTHING, ScoredAnswer, StoppingBackbone, enough, plan_rounds, until_sure
 from cappy_lightning.backbones.backbone import ONLY_EMPTY, Answer, Request
 from cappy_lightning.backbones.decoding import Decoding
 from cappy_lightning.backbones.recorded import RecordedBackbone
@@ -73,6 +73,18 @@ def test_without_a_reason_to_stop_the_backbone_is_left_alone(scorer: Cappy) -> N
     assert until_sure(backbone, scorer, AnswerConfig(budget_tokens=5)) is not backbone
 
 
+def test_when_it_is_enough() -> None:
+    neither, both = AnswerConfig(), AnswerConfig(stop=0.5, budget_tokens=10)
+    assert not enough(neither, 1.0, 10**9)
+    assert [enough(both, best, tokens) for best, tokens in ((NOTHING, 9), (0.4, 9), (0.5, 0), (0.0, 10))] == [
+        False,
+        False,
+        True,
+        True,
+    ]
+    assert not enough(AnswerConfig(stop=0.0), NOTHING, 0)  # there is no candidate yet
+
+
 class Talking:
     """Says what it is told to, round by round; a budget and refusals are nothing that recordings have."""
 
@@ -118,5 +130,7 @@ def test_budgets_refusals_and_empty_answers(scorer: Cappy) -> None:
     # An empty answer is no refusal: the next round may have one.
     empty = Answer((), 3, 1, empty=1, problem=ONLY_EMPTY)
     unlimited = replace(one_each, budget_tokens=None, stop=1.0)
-    assert answers(unlimited, empty, said("b"), empty)[0] == Answer(said("b").candidates, 16, 3, empty=2)
+    scored = answers(unlimited, empty, said("b"), empty)[0]
+    logits = tuple(scorer.logits([("Say something", "b")]).tolist())
+    assert scored == ScoredAnswer(said("b").candidates, 16, 3, empty=2, logits=logits)
     assert answers(unlimited, empty, empty, empty)[0] == Answer((), 9, 3, empty=3, problem=ONLY_EMPTY)

@@ -100,7 +100,9 @@ def test_killed_at_random_moments_a_recording_ends_with_nothing_lost_or_doubled(
     assert sum(len(row["candidates"]) for row in rows) + made_by["empty"] == 13 * len(many)
     assert not partial.exists()
     again = run_cappy(*command)
-    assert (again.returncode, "exists already" in again.stderr) == (2, True)
+    assert (again.returncode, "is there already" in again.stderr) == (0, True)
+    other = run_cappy(*command, "backbone.seed=7")
+    assert (other.returncode, "exists already" in other.stderr) == (2, True)
     print(
         f"{kills} kills, {len(recorded) - 1} of {len(many)} examples recorded before the last, all there once at the end"
     )
@@ -108,8 +110,8 @@ def test_killed_at_random_moments_a_recording_ends_with_nothing_lost_or_doubled(
 
 def test_a_partial_recording_with_other_settings_is_not_mixed(tmp_path: Path) -> None:
     out = tmp_path / "pool.jsonl"
-    (tmp_path / "pool.jsonl.partial").write_text('{"fingerprint": "of something else"}\n')
-    with pytest.raises(InputError, match="is a recording of other examples or settings"):
+    (tmp_path / "pool.jsonl.partial").write_text('{"fingerprint": "of something else"}\n{}\n')
+    with pytest.raises(InputError, match="was begun with other input or settings"):
         record_pools(lambda: EXAMPLES, SETTINGS, out)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 import time
 from pathlib import Path
@@ -25,7 +26,6 @@ from cappy_lightning.export import PROBE, export, push
 from cappy_lightning.records import Pool
 from cappy_lightning.scorer.adapter import read_settings
 from cappy_lightning.scorer.model import resolve_base
-from cappy_lightning.scorer.onnx import OnnxScorer
 
 Pairs = list[tuple[str, str]]
 
@@ -150,7 +150,7 @@ def test_rows_of_several_tasks_are_scored_in_one_call_by_adapters_of_several_mod
     path.write_text(json.dumps({**rows[0], "task": "billing"}) + "\n")
     done = cappy("score", path, "--scorer", "embedded", *named)
     assert done.returncode == 2
-    assert "task: is 'billing', expected one of lora, head" in done.stderr
+    assert "rows.jsonl:1: field 'task' is 'billing', expected one of lora, head" in done.stderr
     done = cappy("score", path, "--scorer", "embedded", *named, "--adapter", places["head"])
     assert done.returncode == 2
     assert "expected one, or TASK=ADAPTER for each task" in done.stderr
@@ -159,9 +159,32 @@ def test_rows_of_several_tasks_are_scored_in_one_call_by_adapters_of_several_mod
 def test_onnx_runtime_gives_the_same_scores(lora_run: Path, pairs: Pairs, tmp_path: Path, cappy: Run) -> None:
     done = cappy("export", lora_run / "adapter", "-o", tmp_path / "onnx", "--as", "onnx")
     assert done.returncode == 0, done.stderr
-    found = OnnxScorer(tmp_path / "onnx").score(pairs)
-    assert np.abs(found - Cappy.from_pretrained(lora_run / "adapter").score(pairs)).max() <= 1e-4
+    found = Cappy.from_pretrained(tmp_path / "onnx").score(pairs)
+    expected = Cappy.from_pretrained(lora_run / "adapter").score(pairs)
+    assert np.abs(found - expected).max() <= 1e-4
     assert np.ptp(found) > 0.01
+    done = cappy("export", lora_run / "adapter", "-o", tmp_path / "int8", "--as", "onnx-int8")
+    assert (done.returncode, "on 37 texts its scores differ by" in done.stderr) == (0, True), done.stderr
+    sizes = [(tmp_path / name / "model.onnx").stat().st_size for name in ("onnx", "int8")]
+    assert sizes[1] < sizes[0] / 3
+    rounded = Cappy.from_pretrained(tmp_path / "int8")
+    assert 0 < np.abs(rounded.score(pairs) - expected).mean() < 0.05
+    # Shorter pairs, and the ids that they are cut to, as with the weights.
+    short = [Cappy.from_pretrained(place, max_length=16) for place in (tmp_path / "onnx", lora_run / "adapter")]
+    assert np.abs(short[0].score(pairs) - short[1].score(pairs)).max() <= 1e-4
+    for refused, problem in (
+        (lambda: rounded.save_pretrained(tmp_path / "again"), "is an ONNX graph, expected a scorer with weights"),
+        (lambda: Cappy.from_pretrained(tmp_path / "int8", dtype="bfloat16"), "dtype: is bfloat16 for the ONNX graph"),
+        (lambda: Cappy.from_pretrained(tmp_path / "int8", device="cuda"), "device: is cuda for the ONNX graph"),
+        (lambda: Cappy.from_pretrained(tmp_path / "int8", dtype="int8"), "dtype: is 'int8', expected one of"),
+    ):
+        with pytest.raises(InputError, match=re.escape(problem)):
+            refused()
+    again = cappy("export", tmp_path / "onnx", "-o", tmp_path / "model", "--as", "model")
+    assert (again.returncode, "is an ONNX graph" in again.stderr) == (2, True)
+    (tmp_path / "onnx" / "model.onnx").write_bytes(b"no graph")
+    damaged = cappy("score", "-", "--scorer", tmp_path / "onnx")
+    assert (damaged.returncode, damaged.stderr.count("\n"), "cannot be loaded" in damaged.stderr) == (2, 1, True)
 
 
 def test_an_adapter_is_uploaded_by_a_run_and_loaded_by_its_name(

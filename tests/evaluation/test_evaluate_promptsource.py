@@ -117,7 +117,7 @@ def test_templates_are_classified_and_the_average_is_over_data_sets(
     done = cappy(*words, "--json")
     assert done.returncode == 0, done.stderr
     report = report_of(out)
-    assert json.loads(done.stdout) == report
+    assert json.loads(done.stdout) == {"directory": str(tmp_path / "out")} | report
     assert list(report["datasets"]) == ["mail one", "mail two"]
     scorer, right = Cappy.from_pretrained(lora_run / "adapter"), []
     for mail, label in (("Lovely!", 0), ("Broken.", 1), ("Superb.", 0), ("Late again.", 1)):

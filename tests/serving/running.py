@@ -24,7 +24,7 @@ def running_service(
     """Serve in front of an upstream, and yield the address and the service itself."""
     given = [*sampling_words(n), "backbone.kind=openai", f"backbone.url={url}", "backbone.retries=0", *words, *NO_DATA]
     config = load_config(given)
-    upstream = Upstream(open_client(config.backbone, url), config.backbone.model)
+    upstream = Upstream(open_client(config.backbone, url), config.backbone.model, config.backbone.concurrency)
     service = Service(cappy, upstream, config, asked_decodings(config.backbone), key)
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))

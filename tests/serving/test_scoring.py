@@ -69,6 +69,11 @@ def test_rerank_takes_and_gives_what_clients_of_jina_and_cohere_expect(
     assert [one["index"] for one in found["results"]] == [one.index for one in ranked[:4]]
     assert [one["relevance_score"] for one in found["results"]] == pytest.approx([one.score for one in ranked[:4]])
     assert found["results"][0]["document"] == {"text": ranked[0].response}
+    encoded = scorer.scorer.encoder.encode([query] * len(texts), texts)
+    tokens = sum(len(one.ids) for one in encoded)
+    assert found["usage"] == {"prompt_tokens": tokens, "total_tokens": tokens}
+    assert found["meta"] == {"api_version": {"version": "2"}, "tokens": {"input_tokens": tokens}}
+    assert found["id"]
     objects = [{"text": text} for text in texts]
     for path in ("/rerank", "/v2/rerank"):
         plain = ask(url, path, {"query": query, "documents": objects, "return_documents": False})
@@ -86,7 +91,8 @@ def test_rerank_takes_and_gives_what_clients_of_jina_and_cohere_expect(
         ("/rerank", {"query": "", "documents": ["x"]}, (400, "query: expected a text")),
         ("/rerank", {"query": "x", "documents": []}, (400, "documents: expected a list that is not empty")),
         ("/rerank", {"query": "x", "documents": [7]}, (400, "documents[0]: expected a text")),
-        ("/rerank", {"query": "x", "documents": [{"text": "\ud800"}]}, (400, "documents[0].text: is not Unicode text")),
+        ("/rerank", {"query": "x", "documents": [{"text": "\ud800"}]}, (400, "the request: holds half a surrogate pair")),
+        ("/rerank", {"query": "x", "documents": ["y"], "model": "\ud800"}, (400, "the request: holds half a")),
         ("/rerank", {"query": "x", "documents": ["y"], "top_n": 0}, (400, "top_n: is 0, expected a whole number")),
     ],
 )
@@ -163,9 +169,11 @@ def test_settings_that_cannot_be(cappy: Run, lora_run: Path) -> None:
                 ("backbone.kind=recorded", "backbone.pools=[x]"),
                 "backbone.kind: is 'recorded', expected embedded or openai",
             ),
+            (("backbone.max_tokens=9",), "backbone.max_tokens: has no effect in a service, where requests say"),
+            (("backbone.chat=true",), "backbone.chat: has no effect in a service"),
             (("backbone.decodings.beam_4=1",), "backbone.decodings.beam_4: the OpenAI API has no beam search"),
             (("backbone.kind=openai", "backbone.url=http://x:y"), "backbone.url: is 'http://x:y', which is no URL"),
-            (("-n", "0"), "n: is 0, expected at least 1"),
+            (("-n", "0"), "-n: is 0, expected 1 up"),
         ):
             done = cappy("serve", "--scorer", lora_run / "adapter", *words)
             assert (done.returncode, done.stdout) == (2, ""), words

@@ -8,8 +8,11 @@ the candidates of one decoding, which are draws from the same distribution, come
 - `abstain` is the lowest score with which the answers that are given have, on average, at least a given reward.
 
 What thresholds promise is told by examples that they were not chosen on: each fifth by those chosen on the others.
+A reward is what the metric says of a candidate, in [0, 1].
 """
 
+import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cappy_lightning.answering.stopping import in_turns
+from cappy_lightning.backbones.decoding import parse_decoding
 from cappy_lightning.cappy import Cappy
-from cappy_lightning.config import Config
+from cappy_lightning.config import BackboneConfig, Config
 from cappy_lightning.errors import InputError
 from cappy_lightning.labeling.measures import open_measure
 from cappy_lightning.progress import say
@@ -74,13 +78,15 @@ class Sampled:
         return self.counts[place], self.scores[place], self.rewards[place]
 
 
-def sample(cappy: Cappy, pools: Sequence[Pool], gains: Sequence[Sequence[float]], step: int, seed: int = 0) -> Sampled:
+def sample(
+    cappy: Cappy, pools: Sequence[Pool], all_rewards: Sequence[Sequence[float]], step: int, seed: int = 0
+) -> Sampled:
     """Play the sampling from pools.
 
     Args:
         cappy: who scores and selects.
         pools: with their candidates.
-        gains: the reward of every candidate, in [0, 1].
+        all_rewards: of every candidate.
         step: candidates of a round.
         seed: of the orders.
     """
@@ -91,7 +97,7 @@ def sample(cappy: Cappy, pools: Sequence[Pool], gains: Sequence[Sequence[float]]
     owners: list[int] = []
     for number, (pool, (whole, _)) in enumerate(zip(pools, cappy.choose(pools), strict=True)):
         for order in _orders(pool, generator):
-            states = [_state(cappy, pool, whole, gains[number], order[:end]) for end in range(1, len(order) + 1)]
+            states = [_state(cappy, pool, whole, all_rewards[number], order[:end]) for end in range(1, len(order) + 1)]
             columns.append(states + states[-1:] * (most - len(states)))
             owners.append(number)
     table = np.array(columns)  # [runs, candidates so far, 4]
@@ -112,14 +118,14 @@ def _orders(pool: Pool, generator: np.random.Generator) -> list[list[int]]:
 
 
 def _state(
-    cappy: Cappy, pool: Pool, whole: Selection, gains: Sequence[float], seen: Sequence[int]
+    cappy: Cappy, pool: Pool, whole: Selection, own_rewards: Sequence[float], seen: Sequence[int]
 ) -> tuple[float, float, float, float]:
     """Count, best score, score and reward of the selected one among some of a pool's candidates."""
     candidates = tuple(pool.candidates[i] for i in seen)
     logits, scores = ([values[i] for i in seen] for values in (whole.logits, whole.scores))
     selection = Selection.best(logits, scores, [one.response for one in candidates])
     selection, _ = cappy.final(Pool(pool.example, candidates), selection)
-    return len(seen), max(scores), selection.score, gains[seen[selection.index]]
+    return len(seen), max(scores), selection.score, own_rewards[seen[selection.index]]
 
 
 def choose_stop(sampled: Sampled, keep: float) -> float | None:
@@ -127,23 +133,23 @@ def choose_stop(sampled: Sampled, keep: float) -> float | None:
     needed = keep * sampled.rewards[:, -1].mean() - 1e-12
     found: tuple[float, float | None] = (float(sampled.counts[:, -1].mean()), None)
     for stop in _tried(sampled.best):
-        counts, _, gained = sampled.stopped(stop)
-        if gained.mean() >= needed:
+        counts, _, own_rewards = sampled.stopped(stop)
+        if own_rewards.mean() >= needed:
             found = min(found, (float(counts.mean()), float(stop)), key=lambda one: one[0])
     return found[1]
 
 
-def choose_abstain(scores: Floats, gained: Floats, precision: float) -> float:
+def choose_abstain(scores: Floats, own_rewards: Floats, precision: float) -> float:
     """The lowest score at which the answers given have a mean reward; infinity where none has.
 
     Args:
         scores: of the selected candidates.
-        gained: the rewards of these.
+        own_rewards: of these.
         precision: the mean reward that is asked for, of at least a twentieth of the examples.
     """
     for threshold in _tried(scores):
         given = scores >= threshold
-        if given.mean() >= LEAST_COVERAGE and gained[given].mean() >= precision:
+        if given.mean() >= LEAST_COVERAGE and own_rewards[given].mean() >= precision:
             return float(threshold)
     return np.inf
 
@@ -157,16 +163,20 @@ def read_held_out(path: str) -> list[Pool]:
     """The pools of a file that a scorer has not been trained on, as far as the file says it.
 
     Raises:
-        InputError: a line that is no pool with references or choices, or there are too few.
+        InputError: a line that is no pool with references or choices, they are all of the split train, or too few.
     """
     pools = read_labelled_pools([path])
     held_out = [pool for pool in pools if pool.example.split == "validation"]
     if held_out:
         say(f"{path}: the {len(held_out)} examples of the split validation are used")
-        pools = held_out
-    if len(pools) < FOLDS:
-        raise InputError(path, f"has {len(pools)} pools, expected at least {FOLDS}")
-    return pools
+    else:
+        held_out = [pool for pool in pools if pool.example.split is None]
+        if pools and not held_out:
+            raise InputError(path, "has examples of the split train only, expected some that no scorer was trained on")
+        say(f"warning: {path} names no split validation; the scorer must not have been trained on its examples")
+    if len(held_out) < FOLDS:
+        raise InputError(path, f"has {len(held_out)} pools to choose by, expected at least {FOLDS}")
+    return held_out
 
 
 def calibrate(
@@ -182,8 +192,9 @@ def calibrate(
         precision: the mean reward of the answers that are given; None: never abstain.
 
     Returns:
-        `stop` and `abstain` (None: not used), `all` candidates and the `reward` with them, what `stopping` and
-        `abstaining` promise, and the curves `fixed`, `adaptive` and `coverage`.
+        `stop` and `abstain` (None: not used), the `decodings` of the candidates (None: not known), `all` candidates
+        and the `reward` with them, what `stopping` and `abstaining` promise, and the curves `fixed`, `adaptive` and
+        `coverage`.
 
     Raises:
         InputError: the precision cannot be reached.
@@ -193,15 +204,15 @@ def calibrate(
 
     def thresholds(own: Sampled) -> tuple[float | None, float | None]:
         stop = None if choices else choose_stop(own, keep)  # choices are there, and nothing is sampled
-        _, scores, gained = own.stopped(stop)
-        return stop, None if precision is None else choose_abstain(scores, gained, precision)
+        _, scores, own_rewards = own.stopped(stop)
+        return stop, None if precision is None else choose_abstain(scores, own_rewards, precision)
 
     stop, abstain = thresholds(sampled)
     coverage = _coverage(*sampled.stopped(stop)[1:])
     if abstain == np.inf:
         most = max(reward for _, reward in coverage)
         raise InputError("--precision", f"is {precision}, expected what can be reached, at most {most:.2f}")
-    counts, scores, gained = _held_out(sampled, thresholds)
+    counts, scores, own_rewards = _held_out(sampled, thresholds)
     given = ~np.isnan(scores)
     result: dict[str, Any] = {
         "metric": measure.name if pools[0].example.references else "accuracy",
@@ -209,12 +220,13 @@ def calibrate(
         "step": config.answer.step,
         "stop": stop,
         "abstain": abstain,
+        "decodings": None if choices else _decodings(pools),
         "all": float(sampled.counts[:, -1].mean()),
         "reward": float(sampled.rewards[:, -1].mean()),
         "coverage": coverage,
     }
     if not choices:
-        result["stopping"] = {"candidates": float(counts.mean()), "reward": float(gained.mean())}
+        result["stopping"] = {"candidates": float(counts.mean()), "reward": float(own_rewards.mean())}
         means = sampled.counts.mean(axis=0), sampled.rewards.mean(axis=0)
         result["fixed"] = [list(point) for point in zip(*(mean.tolist() for mean in means), strict=True)]
         curve = [(own.mean(), found.mean()) for own, _, found in map(sampled.stopped, _tried(sampled.best))]
@@ -222,22 +234,54 @@ def calibrate(
     if precision is not None:
         result["abstaining"] = {
             "asked": precision,
-            "precision": float(gained[given].mean()) if given.any() else None,
+            "precision": float(own_rewards[given].mean()) if given.any() else None,
             "coverage": float(given.mean()),
         }
+    _say_missed(result, keep)
     return result
 
 
 def overlay(result: dict[str, Any]) -> str:
-    """The thresholds of a calibration as YAML, for `cappy answer` and `cappy serve`."""
-    lines = [f"  {name}: {result[name]}" for name in ("step", "stop", "abstain") if result[name] is not None]
-    return "\n".join(["answer:", *lines, ""])
+    """The thresholds, and the decodings they are for, as YAML for `cappy answer` and `cappy serve`."""
+    lines = ["answer:"]
+    lines += [f"  {name}: {result[name]}" for name in ("step", "stop", "abstain") if result[name] is not None]
+    if result["decodings"] is not None:
+        counts = dict.fromkeys(BackboneConfig().decodings, 0) | result["decodings"]
+        lines += ["backbone:", "  decodings:", *(f"    {json.dumps(name)}: {n}" for name, n in counts.items())]
+    return "\n".join([*lines, ""])
 
 
-def _coverage(scores: Floats, gained: Floats) -> list[list[float]]:
+def _decodings(pools: Sequence[Pool]) -> dict[str, int] | None:
+    """How many candidates of each decoding most pools have; None where some were not decoded as a backbone does it."""
+    counts = [Counter(candidate.decoding for candidate in pool.candidates) for pool in pools]
+    names = dict.fromkeys(name for own in counts for name in own)
+    usual = {name: Counter(own[name] for own in counts).most_common(1)[0][0] for name in names}
+    try:
+        for name in names:
+            parse_decoding(name, usual[name] or 1)
+    except InputError:
+        return None
+    return {name: n for name, n in usual.items() if n} or None
+
+
+def _say_missed(result: dict[str, Any], keep: float) -> None:
+    """Say where examples that the thresholds were not chosen on have less than what was asked for."""
+    missed = []
+    if "stopping" in result and result["stopping"]["reward"] < keep * result["reward"] - 1e-9:
+        kept = result["stopping"]["reward"] / result["reward"]
+        missed.append(f"{100 * kept:.1f}% of the reward is kept (asked: {100 * keep:g}%)")
+    if "abstaining" in result and (result["abstaining"]["precision"] or 0.0) < result["abstaining"]["asked"] - 1e-9:
+        precision, asked = result["abstaining"]["precision"], result["abstaining"]["asked"]
+        found = "no answer is given" if precision is None else f"the precision is {precision:.3f}"
+        missed.append(f"{found} (asked: {asked:g})")
+    if missed:
+        say(f"on examples that the thresholds were not chosen on, {' and '.join(missed)}")
+
+
+def _coverage(scores: Floats, own_rewards: Floats) -> list[list[float]]:
     """Shares of the examples, those with the highest scores first, each with their mean reward."""
     order = np.argsort(-scores, kind="stable")
-    precisions = np.cumsum(gained[order]) / np.arange(1, len(order) + 1)
+    precisions = np.cumsum(own_rewards[order]) / np.arange(1, len(order) + 1)
     places = np.unique(np.linspace(LEAST_COVERAGE * len(order), len(order) - 1, 100).astype(int))
     return [[float((place + 1) / len(order)), float(precisions[place])] for place in places]
 
@@ -247,9 +291,11 @@ def _held_out(
 ) -> tuple[Floats, Floats, Floats]:
     """Candidates, score (nan where it abstains) and reward of every run, by thresholds chosen on other pools."""
     parts = []
+    # By chance, as files are often sorted, by tasks or by sources.
+    folds = np.random.default_rng(0).permutation(int(sampled.pools.max()) + 1) % FOLDS
     for fold in range(FOLDS):
-        own = sampled.pools % FOLDS == fold
+        own = folds[sampled.pools] == fold
         stop, abstain = thresholds(sampled.of(~own))
-        counts, scores, gained = sampled.of(own).stopped(stop)
-        parts.append((counts, np.where(scores < (abstain or 0.0), np.nan, scores), gained))
+        counts, scores, own_rewards = sampled.of(own).stopped(stop)
+        parts.append((counts, np.where(scores < (abstain or 0.0), np.nan, scores), own_rewards))
     return tuple(np.concatenate(part) for part in zip(*parts, strict=True))  # type: ignore[return-value]

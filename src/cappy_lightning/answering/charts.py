@@ -24,7 +24,7 @@ def stopping_chart(result: dict[str, Any]) -> Figure:
     axis.set(
         xlabel="candidates of an instruction, on average",
         ylabel=f"{metric_title(result)} x 100",
-        title="Quality against cost",
+        title="Reward against candidates",
     )
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, loc="lower right")
@@ -45,7 +45,7 @@ def coverage_chart(result: dict[str, Any]) -> Figure:
     axis.set(
         xlabel="% of the instructions answered",
         ylabel=f"{metric_title(result)} x 100",
-        title="Precision against coverage",
+        title="Reward against coverage",
     )
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
@@ -72,6 +72,6 @@ def calibration_table(result: dict[str, Any]) -> Table:
 
 def calibration_page(result: dict[str, Any], title: str) -> Page:
     """The table and the curves."""
-    pictures = [("Quality against cost", stopping_chart(result))] if "stopping" in result else []
-    pictures.append(("Precision against coverage", coverage_chart(result)))
+    pictures = [("Reward against candidates", stopping_chart(result))] if "stopping" in result else []
+    pictures.append(("Reward against coverage", coverage_chart(result)))
     return Page(title, pictures=pictures, tables=[calibration_table(result)])

@@ -22,6 +22,16 @@ WAVE = 32
 #: Answers that are scored together.
 SCORED_TOGETHER = 8
 
+#: The best score where there is none.
+NOTHING = -1.0
+
+
+@dataclass(frozen=True)
+class ScoredAnswer(Answer):
+    """An answer whose candidates have been scored, with the logit of each."""
+
+    logits: tuple[float, ...] = ()
+
 
 def sampling_words(n: int) -> list[str]:
     """The words of a config for `n` candidates: the greedy one, and others of a temperature at which they are good.
@@ -38,6 +48,18 @@ def sampling_words(n: int) -> list[str]:
 def abstains(score: float, config: AnswerConfig) -> bool:
     """Whether a selected candidate is not good enough to be the answer."""
     return config.abstain is not None and score < config.abstain
+
+
+def enough(config: AnswerConfig, best: float, tokens: int) -> bool:
+    """Whether no more candidates are asked for.
+
+    Args:
+        config: when to stop; the section `answer`.
+        best: the highest score of the candidates so far, or `NOTHING`.
+        tokens: of all prompts and answers so far.
+    """
+    stop, budget = config.stop, config.budget_tokens
+    return (stop is not None and best >= stop) or (budget is not None and tokens >= budget)
 
 
 def until_sure(backbone: Backbone, scorer: PretrainedScorer, config: AnswerConfig) -> Backbone:
@@ -73,7 +95,7 @@ def plan_rounds(decodings: Sequence[Decoding], step: int) -> list[list[Decoding]
 
 @dataclass
 class _Draft:
-    """What is known of a request's answer so far. `best` is the highest score, `scored` counts candidates."""
+    """What is known of a request's answer so far. `best` is the highest score, `known` the logit of each text."""
 
     request: Request
     candidates: list[Candidate] = field(default_factory=list)
@@ -81,8 +103,8 @@ class _Draft:
     output_tokens: int = 0
     empty: int = 0
     refused: str | None = None
-    best: float = -1.0
-    scored: int = 0
+    best: float = NOTHING
+    known: dict[str, float] = field(default_factory=dict)
 
     def add(self, answer: Answer) -> None:
         self.candidates += answer.candidates
@@ -94,7 +116,10 @@ class _Draft:
 
     def answer(self) -> Answer:
         problem = None if self.candidates else self.refused or ONLY_EMPTY
-        return Answer(tuple(self.candidates), self.input_tokens, self.output_tokens, self.empty, problem)
+        facts = tuple(self.candidates), self.input_tokens, self.output_tokens, self.empty, problem
+        if not self.known:
+            return Answer(*facts)
+        return ScoredAnswer(*facts, tuple(self.known[candidate.response] for candidate in self.candidates))
 
 
 class StoppingBackbone:
@@ -124,14 +149,11 @@ class StoppingBackbone:
         while wave := list(islice(requests, self.group)):
             drafts = [_Draft(request) for request in wave]
             for asked in rounds:
-                self._ask([draft for draft in drafts if not self._enough(draft)], asked)
+                self._ask([draft for draft in drafts if not self._done(draft)], asked)
             yield from (draft.answer() for draft in drafts)
 
-    def _enough(self, draft: _Draft) -> bool:
-        stop, budget = self._config.stop, self._config.budget_tokens
-        if budget is not None and draft.input_tokens + draft.output_tokens >= budget:
-            return True
-        return bool(draft.refused) or (stop is not None and draft.best >= stop)
+    def _done(self, draft: _Draft) -> bool:
+        return bool(draft.refused) or enough(self._config, draft.best, draft.input_tokens + draft.output_tokens)
 
     def _ask(self, drafts: Sequence[_Draft], asked: Sequence[Decoding]) -> None:
         answers = self._backbone.answer((draft.request for draft in drafts), asked)
@@ -147,8 +169,14 @@ class StoppingBackbone:
     def _score(self, drafts: Sequence[_Draft]) -> None:
         if self._config.stop is None:
             return
-        new = [(draft, candidate) for draft in drafts for candidate in draft.candidates[draft.scored :]]
-        pairs = [(draft.request.example.instruction, candidate.response) for draft, candidate in new]
-        scores = self._scorer.score(pairs, [draft.request.example.task for draft, _ in new])
-        for (draft, _), score in zip(new, scores.tolist(), strict=True):
-            draft.best, draft.scored = max(draft.best, score), draft.scored + 1
+        new = [
+            (draft, text)
+            for draft in drafts
+            for text in dict.fromkeys(candidate.response for candidate in draft.candidates)
+            if text not in draft.known
+        ]
+        pairs = [(draft.request.example.instruction, text) for draft, text in new]
+        logits = self._scorer.logits(pairs, [draft.request.example.task for draft, _ in new])
+        scores = self._scorer.to_scores(logits).tolist()
+        for (draft, text), logit, score in zip(new, logits.tolist(), scores, strict=True):
+            draft.best, draft.known[text] = max(draft.best, score), logit

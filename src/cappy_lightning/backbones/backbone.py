@@ -7,6 +7,7 @@ from typing import Protocol
 
 from cappy_lightning.backbones.decoding import Decoding
 from cappy_lightning.backbones.prompts import Prompt
+from cappy_lightning.progress import say
 from cappy_lightning.records import Candidate, Example
 
 #: Why an example may have no candidate.
@@ -51,6 +52,28 @@ class Backbone(Protocol):
         Raises:
             InputError: it cannot be reached, refuses, answers nonsense, or a budget is spent.
         """
+
+
+class CutAnswers:
+    """Says once if many answers end at the limit of their length instead of where the LLM ends them.
+
+    Args:
+        limit: `backbone.max_tokens`.
+    """
+
+    #: So many answers have to be there, and this share of them to be cut.
+    LEAST, SHARE = 20, 0.2
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._count, self._cut, self._said = limit, 0, 0, False
+
+    def add(self, cut: bool) -> None:
+        """Count an answer."""
+        self._count += 1
+        self._cut += cut
+        if not self._said and self._count >= self.LEAST and self._cut > self.SHARE * self._count:
+            self._said = True
+            say(f"warning: {self._cut} of {self._count} answers were cut off at backbone.max_tokens={self._limit}")
 
 
 def candidate(response: str, decoding: Decoding, log_likelihoods: Sequence[float | None]) -> Candidate:

@@ -5,6 +5,7 @@ example, written as its answers come. The same call continues after it. When all
 """
 
 import contextlib
+import json
 import urllib.parse
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,10 +16,10 @@ from typing import Any
 from cappy_lightning.backbones.backbone import Answer, Backbone, Request
 from cappy_lightning.backbones.decoding import Decoding, parse_decoding
 from cappy_lightning.backbones.embedded import embedded_backbone
-from cappy_lightning.backbones.journal import KEPT, Journal
 from cappy_lightning.backbones.openai_api import OpenAIBackbone
 from cappy_lightning.backbones.prompts import Prompter, draw_shots
 from cappy_lightning.backbones.recorded import RecordedBackbone
+from cappy_lightning.backbones.recording import KEPT, Recording
 from cappy_lightning.backbones.spending import say_estimate, short_number, spent_budget, usage
 from cappy_lightning.backbones.survey import Survey, fingerprint, settings, survey
 from cappy_lightning.config import BackboneConfig
@@ -88,15 +89,13 @@ def record_pools(
         made_also_by: settings of these two; a recording with others is not continued.
 
     Raises:
-        InputError: `out` exists, there is no example, a partial recording of something else is in the way,
-            the backbone fails, or a budget is spent.
+        InputError: `out` exists and is of something else, there is no example, a partial recording of something else
+            is in the way, the backbone fails, or a budget is spent.
     """
     asked = asked_decodings(config)
     make_dir(out.parent)
     lock = out.with_name(f".{out.name}.lock")
     with open_locked(lock, out, "recording"):
-        if out.exists():
-            raise InputError(out, "exists already, expected a new file")
         known = survey(examples())
         if not known.count and not part:
             raise InputError(out, "there is no example to record")
@@ -108,21 +107,37 @@ def record_pools(
             "prompt_prefixes": prompter.prefixes,
             **made_also_by,
         }
-        journal = Journal(out.with_name(out.name + ".partial"), made_by)
-        if journal.count:
-            say(f"{out}: continuing, {journal.count} of {known.count} examples are recorded")
-        if journal.count < known.count:
-            recorder = _Recorder(examples, known, prompter, config, journal)
+        if out.exists():
+            if not _made_so(out, made_by):
+                raise InputError(out, "exists already, expected a new file")
+            say(f"{out}: is there already, of these examples and settings")
+            lock.unlink()
+            return
+        recording = Recording(out.with_name(out.name + ".partial"), made_by)
+        if recording.count:
+            say(f"{out}: continuing, {recording.count} of {known.count} examples are recorded")
+        if recording.count < known.count:
+            recorder = _Recorder(examples, known, prompter, config, recording)
             if not known.asked:
                 recorder.run(None, ())
             else:
                 if config.kind != "recorded":
-                    say_estimate(known, journal, prompter, asked, config)
+                    say_estimate(known, recording, prompter, asked, config)
                 with open_backbone(config) as backbone:
                     recorder.run(around(backbone), possible_decodings(backbone, asked))
         with kept_on_failure(out, KEPT):
-            _publish(journal, out, made_by, config, rows)
+            _publish(recording, out, made_by, config, rows)
         lock.unlink()
+
+
+def _made_so(out: Path, made_by: dict[str, Any]) -> bool:
+    """Whether a finished recording is of these settings."""
+    try:
+        told = json.loads(made_by_path(out).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    wanted = json.loads(to_line(made_by))
+    return isinstance(told, dict) and {key: told.get(key) for key in wanted} == wanted
 
 
 def asked_decodings(config: BackboneConfig) -> list[Decoding]:
@@ -154,7 +169,7 @@ def possible_decodings(backbone: Backbone, asked: Sequence[Decoding]) -> list[De
 
 
 class _Recorder:
-    """Takes the examples one by one to the backbone, and their answers to the journal."""
+    """Takes the examples one by one to the backbone, and their answers to the recording."""
 
     def __init__(
         self,
@@ -162,13 +177,13 @@ class _Recorder:
         known: Survey,
         prompter: Prompter,
         config: BackboneConfig,
-        journal: Journal,
+        recording: Recording,
     ) -> None:
         self._examples, self._known, self._prompter = examples, known, prompter
-        self._config, self._journal = config, journal
+        self._config, self._recording = config, recording
         #: Examples on their way, in order, each with its place.
         self._queue: deque[tuple[int, Example]] = deque()
-        #: Refusals one after the other, not yet in the journal.
+        #: Refusals one after the other, not yet in the recording.
         self._refused: list[tuple[Example, Answer]] = []
         self._spent: str | None = None
 
@@ -178,7 +193,7 @@ class _Recorder:
         Raises:
             InputError: a budget is spent, or the backbone refuses one example after the other.
         """
-        done, total = self._journal.count, self._known.count
+        done, total = self._recording.count, self._known.count
         requests = self._requests(backbone.group if backbone else 1)
         with Ticker("recording", total, done) as ticker:
             for answer in backbone.answer(requests, decodings) if backbone else ():
@@ -186,24 +201,24 @@ class _Recorder:
                 if place >= done:
                     self._take(example, answer)
                 self._pass_choices()
-                ticker.advance(self._journal.count - ticker.done, info=usage(self._journal, self._config))
+                ticker.advance(self._recording.count - ticker.done, info=usage(self._recording, self._config))
             for _ in requests:  # without a backbone: nobody is asked
                 pass
             self._pass_choices()
         if self._spent:
             raise InputError(
                 self._spent,
-                f"is spent, {self._journal.count} of {total} examples are recorded; with more, the same command"
+                f"is spent, {self._recording.count} of {total} examples are recorded; with more, the same command"
                 " continues",
             )
-        if self._refused and not self._journal.answered:
+        if self._refused and not self._recording.answered:
             raise InputError("backbone", f"no example has an answer ({self._refused[0][1].problem})")
         self._keep_refused()
 
     def _requests(self, group: int) -> Iterator[Request]:
         # What answers in groups gets the same groups as without an interruption.
-        done = self._journal.count
-        answered = done - self._journal.passed
+        done = self._recording.count
+        answered = done - self._recording.passed
         start, asked = answered - answered % group, 0
         for place, example in enumerate(self._examples()):
             if example.choices:
@@ -214,7 +229,7 @@ class _Recorder:
             asked += 1
             if asked <= start:
                 continue
-            if key := spent_budget(self._journal, self._config):
+            if key := spent_budget(self._recording, self._config):
                 self._spent = key
                 return
             self._queue.append((place, example))
@@ -225,28 +240,28 @@ class _Recorder:
         while self._queue and self._queue[0][1].choices:
             _, example = self._queue.popleft()
             self._keep_refused()
-            self._journal.write(example, Answer(Pool.of_example(example).candidates))
+            self._recording.write(example, Answer(Pool.of_example(example).candidates))
 
     def _take(self, example: Example, answer: Answer) -> None:
         if not answer.problem:
             self._keep_refused()
-            self._journal.write(example, answer)
+            self._recording.write(example, answer)
             return
         self._refused.append((example, answer))
         if self._config.kind == "recorded":  # lacking pools are no failure
-            if self._journal.answered:
+            if self._recording.answered:
                 self._keep_refused()
         elif len(self._refused) == _PATIENCE:
             raise InputError("backbone", f"{_PATIENCE} examples one after the other have no answer ({answer.problem})")
 
     def _keep_refused(self) -> None:
         for example, answer in self._refused:
-            self._journal.write(example, answer)
+            self._recording.write(example, answer)
         self._refused = []
 
 
 def _publish(
-    journal: Journal,
+    recording: Recording,
     out: Path,
     made_by: dict[str, Any],
     config: BackboneConfig,
@@ -257,36 +272,36 @@ def _publish(
 
     def pools() -> Iterator[Pool]:
         nonlocal candidates
-        for row in journal.rows():
+        for row in recording.rows():
             if "pool" in row:
                 candidates += len(row["pool"]["candidates"])
                 yield Pool.from_row(row["pool"], out, labelled=False)
 
     with atomic_path(out) as scratch, open(scratch, "w", encoding="utf-8") as final:
         final.writelines(map(to_line, rows(pools())))
-        if journal.left_out:
+        if recording.left_out:
             with atomic_path(left_out_path(out)) as other, open(other, "w", encoding="utf-8") as stream:
-                stream.writelines(to_line(row) for row in journal.rows() if "problem" in row)
-            say(f"{journal.left_out} examples have no answer and are left out, see {left_out_path(out)}")
+                stream.writelines(to_line(row) for row in recording.rows() if "problem" in row)
+            say(f"{recording.left_out} examples have no answer and are left out, see {left_out_path(out)}")
         facts: dict[str, Any] = {
-            "examples": journal.count - journal.left_out,
+            "examples": recording.count - recording.left_out,
             "candidates": candidates,
-            "empty": journal.empty,
-            "input_tokens": journal.input_tokens,
-            "output_tokens": journal.output_tokens,
+            "empty": recording.empty,
+            "input_tokens": recording.input_tokens,
+            "output_tokens": recording.output_tokens,
         }
         if config.url:
             facts["url"] = _without_secrets(config.url)
         write_json(made_by_path(out), made_by | facts)
-    journal.remove()
-    if journal.passed:
-        say(f"{journal.passed} examples have choices, which are their candidates")
-    if journal.empty:
-        say(f"{journal.empty} empty answers are left out")
-    if journal.output_tokens:
+    recording.remove()
+    if recording.passed:
+        say(f"{recording.passed} examples have choices, which are their candidates")
+    if recording.empty:
+        say(f"{recording.empty} empty answers are left out")
+    if recording.output_tokens:
         say(
-            f"used {short_number(journal.input_tokens)} tokens of prompts"
-            f" and {short_number(journal.output_tokens)} of answers"
+            f"used {short_number(recording.input_tokens)} tokens of prompts"
+            f" and {short_number(recording.output_tokens)} of answers"
         )
 
 

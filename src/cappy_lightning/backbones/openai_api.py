@@ -7,12 +7,12 @@ import re
 import threading
 from collections import deque
 from collections.abc import Coroutine, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from typing import Any, Self, TypeVar
 
 import openai
 
-from cappy_lightning.backbones.backbone import ONLY_EMPTY, Answer, Request, candidate
+from cappy_lightning.backbones.backbone import ONLY_EMPTY, Answer, CutAnswers, Request, candidate
 from cappy_lightning.backbones.decoding import Decoding
 from cappy_lightning.backbones.prompts import Prompt, stops
 from cappy_lightning.config import BackboneConfig
@@ -60,12 +60,13 @@ class OpenAIBackbone:
         self._given_up: set[str] = set()
         self._length = "max_tokens"
         self._limit = asyncio.Semaphore(config.concurrency)
+        self._cut_answers = CutAnswers(config.max_tokens)
         self._client = open_client(config, local)
         self.where = str(self._client.base_url).rstrip("/")
 
     def __enter__(self) -> Self:
         # A loop in a thread of its own: it also works where a loop is already running, as in a notebook.
-        self._loop = asyncio.new_event_loop()
+        self._loop, self._lock, self._closed = asyncio.new_event_loop(), threading.Lock(), False
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         try:
@@ -76,13 +77,19 @@ class OpenAIBackbone:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._start(self._stop()).result()
+        with self._lock:  # what another thread has started is before it, and ends with it
+            last, self._closed = asyncio.run_coroutine_threadsafe(self._stop(), self._loop), True
+        last.result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
     def _start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
+        with self._lock:
+            if not self._closed:
+                return asyncio.run_coroutine_threadsafe(work, self._loop)
+        work.close()
+        raise CancelledError("the backbone is closed")
 
     async def _stop(self) -> None:
         tasks = asyncio.all_tasks(self._loop) - {asyncio.current_task()}
@@ -186,13 +193,17 @@ class OpenAIBackbone:
                 raise InputError(self.where, f"no answer from the LLM endpoint ({_reason(error)})") from None
             except ValueError:
                 raise InputError(self.where, "the LLM endpoint's answer is no JSON") from None
-        return self._read(response, decoding)
+        choices, usage = self._read(response, decoding)
+        if max_tokens is None:
+            for choice in response.choices:
+                self._cut_answers.add(choice.finish_reason == "length")
+        return choices, usage
 
     def _read(self, response: Any, decoding: Decoding) -> tuple[list[Candidate], tuple[int, int]]:
         try:
             content = response.model_dump()
             chosen = sorted(content["choices"], key=lambda choice: int(choice.get("index") or 0))
-            likelihoods = [_log_likelihoods(choice) for choice in chosen]
+            likelihoods = [log_likelihoods(choice) for choice in chosen]
             choices = [candidate(_text(c), decoding, values) for c, values in zip(chosen, likelihoods, strict=True)]
             usage = content.get("usage") or {}
             # llama.cpp counts the tokens of one choice only.
@@ -290,7 +301,8 @@ def _text(choice: dict[str, Any]) -> str:
     return choice["text"]
 
 
-def _log_likelihoods(choice: dict[str, Any]) -> list[float | None]:
+def log_likelihoods(choice: dict[str, Any]) -> list[float | None]:
+    """The log-probability of each token of a choice, where the endpoint gives them."""
     logprobs = choice.get("logprobs") or {}
     if logprobs.get("content"):  # the chat API, and llama.cpp's completions
         return [token["logprob"] for token in logprobs["content"]]

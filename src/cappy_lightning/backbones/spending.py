@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from cappy_lightning.backbones.decoding import Decoding
-from cappy_lightning.backbones.journal import Journal
 from cappy_lightning.backbones.prompts import Prompter, prompt_length
+from cappy_lightning.backbones.recording import Recording
 from cappy_lightning.backbones.survey import Survey
 from cappy_lightning.config import BackboneConfig
 from cappy_lightning.progress import say
@@ -14,10 +14,10 @@ _TOKEN = 4
 
 
 def say_estimate(
-    known: Survey, journal: Journal, prompter: Prompter, decodings: Sequence[Decoding], config: BackboneConfig
+    known: Survey, recording: Recording, prompter: Prompter, decodings: Sequence[Decoding], config: BackboneConfig
 ) -> None:
     """Say what is about to be asked for, before anything is sent."""
-    share = 1 - (journal.count - journal.passed) / known.asked.total()
+    share = 1 - (recording.count - recording.passed) / known.asked.total()
     left = round(share * known.asked.total())
     shown = sum(prompt_length(prompter.prefixes.get(task, "")) * count for task, count in known.asked.items())
     per_request = (shown + known.characters) * share / _TOKEN
@@ -36,12 +36,12 @@ def say_estimate(
     say(text + (f", at most about ${dollars:.2f}" if dollars is not None else ""))
 
 
-def spent_budget(journal: Journal, config: BackboneConfig) -> str | None:
+def spent_budget(recording: Recording, config: BackboneConfig) -> str | None:
     """The key of the budget that is spent, if one is."""
-    tokens = journal.input_tokens + journal.output_tokens
+    tokens = recording.input_tokens + recording.output_tokens
     if config.budget_tokens is not None and tokens >= config.budget_tokens:
         return "backbone.budget_tokens"
-    dollars = _dollars(journal.input_tokens, journal.output_tokens, config)
+    dollars = _dollars(recording.input_tokens, recording.output_tokens, config)
     if config.budget_usd is not None and dollars is not None and dollars >= config.budget_usd:
         return "backbone.budget_usd"
     return None
@@ -53,10 +53,10 @@ def _dollars(input_tokens: int, output_tokens: int, config: BackboneConfig) -> f
     return (input_tokens * config.input_price + output_tokens * config.output_price) / 1e6
 
 
-def usage(journal: Journal, config: BackboneConfig) -> str:
+def usage(recording: Recording, config: BackboneConfig) -> str:
     """What has been used so far, in words."""
-    dollars = _dollars(journal.input_tokens, journal.output_tokens, config)
-    return f"{short_number(journal.input_tokens)}+{short_number(journal.output_tokens)} tokens" + (
+    dollars = _dollars(recording.input_tokens, recording.output_tokens, config)
+    return f"{short_number(recording.input_tokens)}+{short_number(recording.output_tokens)} tokens" + (
         f", ${dollars:.2f}" if dollars is not None else ""
     )
 

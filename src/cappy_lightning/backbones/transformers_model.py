@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 
-from cappy_lightning.backbones.backbone import ONLY_EMPTY, Answer, Request, candidate
+from cappy_lightning.backbones.backbone import ONLY_EMPTY, Answer, CutAnswers, Request, candidate
 from cappy_lightning.backbones.decoding import Decoding
 from cappy_lightning.backbones.prompts import Prompt, stops
 from cappy_lightning.config import BackboneConfig
@@ -69,6 +69,9 @@ class TransformersBackbone:
         own = model.generation_config
         model.generation_config = GenerationConfig(**{name: getattr(own, name, None) for name in _TOKENS})
         model.generation_config.pad_token_id = self._tokenizer.pad_token_id
+        eos = model.generation_config.eos_token_id
+        self._last = {eos} if isinstance(eos, int) else set(eos or ())
+        self._cut_answers = CutAnswers(self._config.max_tokens)
         self._model: Any = model.to(self._device).eval()
 
     def refuses(self, decoding: Decoding) -> str | None:
@@ -136,13 +139,12 @@ class TransformersBackbone:
         answers = made.sequences[:, made.sequences.shape[1] - scores.shape[1] :]
         for tokens, values in zip(answers.tolist(), scores.float().tolist(), strict=True):
             text, length = self._cut(tokens, ends)
+            self._cut_answers.add(length == self._config.max_tokens and not self._ends(tokens, ends))
             yield candidate(text, decoding, values[:length]), length
 
     def _cut(self, tokens: list[int], ends: list[str]) -> tuple[str, int]:
         """The answer's text without its end, and how many tokens it took, the one that ends it included."""
-        eos = self._model.generation_config.eos_token_id
-        last = {eos} if isinstance(eos, int) else set(eos or ())
-        length = next((place for place, token in enumerate(tokens, start=1) if token in last), len(tokens))
+        length = next((place for place, token in enumerate(tokens, start=1) if token in self._last), len(tokens))
         text = self._decode(tokens[:length])
         if ends and ends[0] in text:
             low, high = 1, length  # the fewest tokens whose text holds the end
@@ -151,6 +153,10 @@ class TransformersBackbone:
                 low, high = (low, middle) if ends[0] in self._decode(tokens[:middle]) else (middle + 1, high)
             return text.partition(ends[0])[0], low
         return text, length
+
+    def _ends(self, tokens: list[int], ends: list[str]) -> bool:
+        """Whether an answer came to its end."""
+        return not self._last.isdisjoint(tokens) or bool(ends and ends[0] in self._decode(tokens))
 
     def _decode(self, tokens: list[int]) -> str:
         return str(self._tokenizer.decode(tokens, skip_special_tokens=True))

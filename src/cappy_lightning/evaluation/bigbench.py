@@ -5,12 +5,9 @@ goes on. When all are there, the report is made of them.
 """
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
 
 from cappy_lightning.callbacks.results import REPORT
 from cappy_lightning.config import Config
@@ -20,7 +17,7 @@ from cappy_lightning.evaluation.published import published_bigbench
 from cappy_lightning.files import make_dir, read_jsonl, write_json
 from cappy_lightning.page import Table, print_table, write_page, write_picture
 from cappy_lightning.preparation import validation_pools
-from cappy_lightning.progress import say
+from cappy_lightning.progress import console, say, show_places, warn
 from cappy_lightning.records import Pool, Selection
 from cappy_lightning.run_dir import rank, read_selections, versions
 from cappy_lightning.selection.baselines import FUSED, ORACLE, RANDOM
@@ -61,7 +58,7 @@ def evaluate_bigbench(words: Sequence[str], tasks: Sequence[str], out: Path, sha
         except InputError as error:  # the other tasks can do without it
             if config.trainer.devices * config.trainer.nodes > 1:  # but other ranks wait for this one
                 raise
-            say(f"{task}: {error}")
+            warn(f"{task}: {error}")
             failed.append(task)
             continue
         if stopped_by:
@@ -71,6 +68,8 @@ def evaluate_bigbench(words: Sequence[str], tasks: Sequence[str], out: Path, sha
     waiting = [task for task, config in configs.items() if not Path(config.run_dir, REPORT).exists()]
     if waiting:
         say(f"{len(waiting)} of {len(configs)} tasks are left to other shards; the report is made when all are there")
+        if as_json:
+            print(json.dumps({"directory": str(out), "waiting": waiting}))
     elif rank() == 0:
         report = _gather(configs)
         _write(report, out)
@@ -119,9 +118,7 @@ def _gather(configs: dict[str, Config]) -> dict[str, Any]:
         chosen = read_selections(Path(own.run_dir), held)
         pools += held
         fused += chosen
-        for one, pool in zip(chosen, held, strict=True):
-            responses = [candidate.response for candidate in pool.candidates]
-            scorer.append(Selection.best(one.logits, one.scores, responses, pool.example))
+        scorer += [one.by_scorer(pool) for one, pool in zip(chosen, held, strict=True)]
     by_fusion = fused if config.select.by == "fused" else None
     report = make_report(pools, scorer, config.scorer.name, config.label, fused=by_fusion)
     known = published_bigbench()
@@ -143,12 +140,12 @@ def _write(report: dict[str, Any], out: Path) -> None:
 
 def _show(report: dict[str, Any], out: Path, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(report))
+        print(json.dumps({"directory": str(out)} | report))
         return
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    screen = console()
     for table in (task_table(report), report_tables(report)[-1], published_table(report)):
-        print_table(table, console, bold=(report["scorer"], FUSED), dim=(ORACLE,))
-    console.print(f"results: {out / REPORT}, {out / PAGE}", soft_wrap=True)
+        print_table(table, screen, bold=(report["scorer"], FUSED), dim=(ORACLE,))
+    show_places(out / REPORT, out / PAGE)
 
 
 def task_table(report: dict[str, Any]) -> Table:

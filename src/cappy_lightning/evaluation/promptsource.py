@@ -4,7 +4,6 @@ Each data set's result lies in `OUT/datasets` as soon as it is there: what is fi
 """
 
 import json
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,13 +13,12 @@ from urllib.parse import quote
 
 import numpy as np
 from matplotlib.figure import Figure
-from rich.console import Console
 
 from cappy_lightning.errors import InputError
 from cappy_lightning.evaluation.published import published_promptsource
-from cappy_lightning.files import make_dir, open_locked, read_jsonl, write_json
+from cappy_lightning.files import make_dir, open_locked, read_jsonl, stamps, write_json
 from cappy_lightning.page import Page, Table, print_table, write_page, write_picture
-from cappy_lightning.progress import Ticker, say
+from cappy_lightning.progress import Ticker, console, say, show_places
 from cappy_lightning.records import Example, Pool
 from cappy_lightning.scorer.pretrained import PretrainedScorer
 from cappy_lightning.selection.bootstrap import interval, percent_range, resample
@@ -77,9 +75,10 @@ def evaluate_promptsource(
     make_dir(out)
     with open_locked(out / ".lock", out, "evaluation"):
         made_by = {"source": list(source), "scorer": scorer, "adapter": adapter, "activation": activation}
-        _claim(out, made_by | {"stamps": _stamps([*source, scorer, *([adapter] if adapter else []), *read])})
         missing = [dataset for dataset in datasets if not _file(out, dataset).exists()]
+        # Before the directory is claimed: what cannot be loaded leaves nothing behind.
         loaded = PretrainedScorer.from_pretrained(scorer, adapter, activation=activation) if missing else None
+        _claim(out, made_by | {"stamps": stamps([*source, scorer, *([adapter] if adapter else []), *read])})
         for dataset in missing:
             assert loaded is not None
             say(f"{dataset.key}: data set {datasets.index(dataset) + 1} of {len(datasets)}")
@@ -93,12 +92,12 @@ def evaluate_promptsource(
         page = Page(f"{scorer}: accuracy", facts, [("Accuracy", _chart(report))], tables)
         write_page(page, out / PAGE)
     if as_json:
-        print(json.dumps(report))
+        print(json.dumps({"directory": str(out)} | report))
         return
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    screen = console()
     for table in tables:
-        print_table(table, console, bold=("average",))
-    console.print(f"results: {out / REPORT}, {out / PAGE}", soft_wrap=True)
+        print_table(table, screen, bold=("average",))
+    show_places(out / REPORT, out / PAGE)
 
 
 def open_datasets(source: Sequence[str]) -> tuple[list[Dataset], list[str]]:
@@ -167,17 +166,6 @@ def _claim(out: Path, made_by: dict[str, Any]) -> None:
             "holds an evaluation of another source or scorer, or these have changed since, expected a new directory",
         )
     write_json(path, made_by)
-
-
-def _stamps(places: Sequence[str]) -> dict[str, list[int]]:
-    """Size and time of the local files, and of those in local folders: whether something has changed."""
-    files = [
-        file
-        for place in map(Path, places)
-        for file in (sorted(place.iterdir()) if place.is_dir() else [place])
-        if file.is_file()
-    ]
-    return {str(file): [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
 
 
 def _file(out: Path, dataset: Dataset) -> Path:

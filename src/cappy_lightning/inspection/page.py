@@ -1,5 +1,7 @@
 """Findings as text and as a page."""
 
+from typing import Any
+
 import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -32,6 +34,22 @@ def print_findings(findings: Findings, console: Console) -> None:
             )
         if number == 2 and len(findings.samples) > 3:
             console.print(f"({len(findings.samples) - 3} more on the page: --html)", markup=False)
+
+
+def findings_row(findings: Findings) -> dict[str, Any]:
+    """The same as one JSON object."""
+    return {
+        "title": findings.title,
+        "facts": findings.facts,
+        "tables": [
+            {"title": t.title, "header": list(t.header), "rows": list(map(list, t.rows))} for t in findings.tables
+        ],
+        "histograms": [
+            {"title": h.title, "edges": np.asarray(h.edges).tolist(), "counts": np.asarray(h.counts).tolist()}
+            for h in findings.histograms
+        ],
+        "samples": findings.samples,
+    }
 
 
 def findings_page(findings: Findings) -> Page:

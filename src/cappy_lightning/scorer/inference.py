@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from typing import Any
 
 import torch
 
@@ -30,11 +31,7 @@ class Inference:
 
     def __init__(self, scorer: Scorer) -> None:
         self.scorer = scorer
-        self.tokens = TOKENS.get(self._device.type, TOKENS["cpu"])
-
-    @property
-    def _device(self) -> torch.device:
-        return next(self.scorer.model.parameters()).device
+        self.tokens = TOKENS.get(scorer.device.type, TOKENS["cpu"])
 
     def logits(self, pairs: Iterable[Pair]) -> Iterator[float]:
         """The logit of every pair, in order.
@@ -88,7 +85,13 @@ class Inference:
         return torch.cat([self._forward(pairs[:half]), self._forward(pairs[half:])])
 
     def _logits(self, pairs: Sequence[EncodedPair]) -> torch.Tensor:
-        inputs = self.scorer.encoder.pad(pairs)
-        if self._device.type == "cuda":
-            inputs = {name: tensor.pin_memory() for name, tensor in inputs.items()}
-        return self.scorer.logits({name: tensor.to(self._device, non_blocking=True) for name, tensor in inputs.items()})
+        return self.scorer.logits(
+            {name: self._moved(value) for name, value in self.scorer.encoder.batch(pairs).items()}
+        )
+
+    def _moved(self, value: Any) -> Any:
+        """An input on the device of the model; the plain numbers among them stay what they are."""
+        if not isinstance(value, torch.Tensor) or self.scorer.device.type == "cpu":
+            return value
+        pinned = value.pin_memory() if self.scorer.device.type == "cuda" else value
+        return pinned.to(self.scorer.device, non_blocking=True)

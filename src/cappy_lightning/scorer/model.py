@@ -100,6 +100,11 @@ class Scorer:
         """The Hugging Face config of the model."""
         return self.model.config
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters(), torch.empty(0)).device
+
     def logits(self, inputs: dict[str, Any]) -> Tensor:
         """Raw fp32 outputs of the head for a batch of the encoder, padded or packed, [pairs]."""
         forward = unpadded_logits if "starts" in inputs else padded_logits
@@ -226,7 +231,7 @@ def build_scorer(config: ScorerConfig, *, new_head: bool = True) -> Scorer:
     if fresh and not new_head:
         raise InputError(config.base, f"has no trained head ({min(fresh)} is missing), expected a scorer or an adapter")
     _check_fit(config, hf_config, tokenizer)
-    stored = _stored(hf_config, config.base)
+    stored = checked_settings(hf_config, config.base)
     with named_failures(config.tokenizer or config.base):  # a tokenizer without the tokens that pairs need
         encoder = PairEncoder(
             tokenizer,
@@ -282,10 +287,15 @@ def stored_settings(path: str, revision: str | None = None) -> dict[str, Any]:
     """The encoding settings that a saved scorer carries in its config; empty for other checkpoints."""
     with named_failures(path):
         hf_config = AutoConfig.from_pretrained(resolve_base(path), revision=revision)
-    return _stored(hf_config, path)
+    return checked_settings(hf_config, path)
 
 
-def _stored(hf_config: Any, path: str) -> dict[str, Any]:
+def checked_settings(hf_config: Any, path: str) -> dict[str, Any]:
+    """What a Hugging Face config says under `cappy` about how pairs are read; empty where it says nothing.
+
+    Raises:
+        InputError: it is damaged; `path` is named.
+    """
     settings = getattr(hf_config, "cappy", None) or {}
     if not (
         isinstance(settings, dict)

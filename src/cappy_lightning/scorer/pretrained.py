@@ -15,12 +15,17 @@ from cappy_lightning.config import ScorerConfig
 from cappy_lightning.errors import InputError
 from cappy_lightning.files import atomic_path
 from cappy_lightning.scorer.adapter import find_adapter, load_adapter, read_settings
+from cappy_lightning.scorer.forward import can_unpad, unpad
 from cappy_lightning.scorer.inference import Inference, Pair
 from cappy_lightning.scorer.model import Scorer, build_scorer, named_failures, stored_settings
+from cappy_lightning.scorer.onnx import OnnxModel, is_onnx, read_onnx
 from cappy_lightning.scorer.saving import write_model
 
 Task = str | Sequence[str | None] | None
 Floats = NDArray[np.float32]
+
+#: In what weights can be held while they score.
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class PretrainedScorer:
@@ -48,21 +53,32 @@ class PretrainedScorer:
         activation: str | None = None,
         max_length: int | None = None,
         device: str | None = None,
+        dtype: str = "float32",
     ) -> Self:
-        """Load a scorer for inference, in fp32.
+        """Load a scorer for inference.
 
         Args:
-            path: a saved scorer, an adapter (its base is then found by its name), or a base for `adapter`;
-                a directory or a hub name.
+            path: a saved scorer, an adapter (its base is then found by its name), a base for `adapter`, or an export
+                for ONNX Runtime; a directory or a hub name.
             adapter: an adapter, or one for each of several tasks; directories or hub names.
             revision: of a hub name.
             activation: `sigmoid` or `identity`, for checkpoints that do not say it.
             max_length: most tokens of a pair; by default as stored, else 256.
             device: a torch device; by default a GPU where there is one.
+            dtype: of the weights: `float32`, or `bfloat16`, which is faster on GPUs and on recent CPUs, less exact.
 
         Raises:
             InputError: something that cannot be found, read or trusted; a checkpoint without a head.
         """
+        if dtype not in DTYPES:
+            raise InputError("dtype", f"is {dtype!r}, expected one of {', '.join(DTYPES)}")
+        if adapter is None and is_onnx(path):
+            for name, value, only in (("device", device, "cpu"), ("dtype", dtype, "float32")):
+                if value not in (None, only):
+                    raise InputError(name, f"is {value} for the ONNX graph of {path}, expected {only}")
+            loaded = cls(read_onnx(Path(path), activation, max_length))
+            loaded._try(str(path))
+            return loaded
         own = find_adapter(path, revision) if adapter is None else None
         if own:
             adapter, revision = own, None
@@ -84,13 +100,19 @@ class PretrainedScorer:
         for (name, directory), own_settings in zip(adapters.items(), stored, strict=False):
             load_adapter(scorer, directory, own_settings, name)
         scorer.model.eval().requires_grad_(False)
-        scorer.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        scorer.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"), DTYPES[dtype])
+        if scorer.device.type == "cuda" and dtype == "bfloat16" and can_unpad(scorer.config, training=False):
+            unpad(scorer.model, scorer.encoder)
         loaded = cls(scorer)  # how many tokens a forward has goes by the device
-        with named_failures(str(path)):  # a config may promise what no forward can do
-            if not np.isfinite(loaded.logits([("Does it work?", "yes")])).all():
-                raise ValueError("its logits are no finite numbers")
+        loaded._try(str(path))
         loaded.tasks = tuple(adapters) if isinstance(adapter, Mapping) else ()
         return loaded
+
+    def _try(self, path: str) -> None:
+        """Compute something: a config may promise what no forward can do."""
+        with named_failures(path):
+            if not np.isfinite(self.logits([("Does it work?", "yes")])).all():
+                raise ValueError("its logits are no finite numbers")
 
     def logits(self, pairs: Sequence[Pair], task: Task = None) -> Floats:
         """Raw outputs of the head, [pairs]. What ranks: scores may be equal where logits are not.
@@ -145,8 +167,10 @@ class PretrainedScorer:
         scores. The directory appears when all is written.
 
         Raises:
-            InputError: a directory with other things than a saved scorer is in the way.
+            InputError: a directory with other things than a saved scorer is in the way, or this is an ONNX graph.
         """
+        if isinstance(self.scorer.model, OnnxModel):
+            raise InputError(self.scorer.base, "is an ONNX graph, expected a scorer with weights")
         path = Path(directory)
         if path.is_dir() and any(path.iterdir()) and not _is_scorer(path):
             raise InputError(path, "holds other files, expected a new or empty directory, or a saved scorer")

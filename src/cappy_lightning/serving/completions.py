@@ -1,24 +1,23 @@
 """Completions with a scorer in front: the upstream answers several times, the client gets the best."""
 
-import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cappy_lightning.answering.stopping import abstains, plan_rounds
+from cappy_lightning.answering.stopping import NOTHING, abstains, enough, plan_rounds
 from cappy_lightning.backbones.decoding import Decoding
 from cappy_lightning.cappy import Cappy
 from cappy_lightning.config import Config
 from cappy_lightning.records import Candidate, Example, Pool, Selection
-from cappy_lightning.scorer.inference import Pair
 from cappy_lightning.selection.engine import select_by_logits
 from cappy_lightning.serving.batching import BatchingScorer
 from cappy_lightning.serving.refusals import Refusal, checked_text, invalid
-from cappy_lightning.serving.upstream import Body, Reply, Upstream
+from cappy_lightning.serving.upstream import Body, Reply, Upstream, all_that_come
 
-#: Keys of a body that the service decides, or that are its own.
-DECIDED = ("n", "best_of", "stream", "stream_options", "temperature", "top_p", "instruction")
+#: Keys of a body that the service decides.
+DECIDED = ("n", "best_of", "stream", "stream_options", "temperature", "top_p")
 
 #: Keys with which the answer is no text that a scorer could judge; such requests are passed on as they are.
 NOT_JUDGED = ("tools", "functions", "audio", "echo", "suffix")
@@ -31,21 +30,39 @@ class Draft:
     Attributes:
         replies: of the upstream.
         candidates: the texts in these.
-        logits: of the candidates.
         choices: of the candidates, as the upstream gave them.
         blank: choices without a text.
+        known: the logit of each distinct text.
     """
 
     replies: list[Reply] = field(default_factory=list)
     candidates: list[Candidate] = field(default_factory=list)
-    logits: list[float] = field(default_factory=list)
     choices: list[Body] = field(default_factory=list)
     blank: list[Body] = field(default_factory=list)
+    known: dict[str, float] = field(default_factory=dict)
+
+    def add(self, reply: Reply, decoding: Decoding) -> None:
+        """Take the choices of a reply."""
+        self.replies.append(reply)
+        for choice in reply.choices:
+            if text := _text(choice):
+                self.candidates.append(Candidate(text, decoding.name))
+                self.choices.append(choice)
+            else:
+                self.blank.append(choice)
 
     @property
-    def tokens(self) -> tuple[int, int]:
-        """Of all prompts and all answers."""
-        return sum(one.tokens[0] for one in self.replies), sum(one.tokens[1] for one in self.replies)
+    def logits(self) -> list[float]:
+        """Of the candidates."""
+        return [self.known[candidate.response] for candidate in self.candidates]
+
+    @property
+    def tokens(self) -> tuple[int, int] | None:
+        """Of all prompts and all answers; None where the upstream does not say them."""
+        known = [reply.tokens for reply in self.replies if reply.tokens]
+        if len(known) < len(self.replies):
+            return None
+        return sum(prompt for prompt, _ in known), sum(written for _, written in known)
 
 
 @dataclass(frozen=True)
@@ -95,14 +112,16 @@ class Completions:
         Raises:
             Refusal: the request makes no sense.
         """
+        chat = path.startswith("chat")
+        _check_asked(body, chat)
         if any(body.get(name) for name in NOT_JUDGED):
             return None
-        wanted = body.get("n", 1)
+        wanted = 1 if body.get("n") is None else body["n"]
         if isinstance(wanted, bool) or not isinstance(wanted, int) or not 1 <= wanted <= self._most:
             raise invalid("n", f"is {json.dumps(wanted)[:40]}, expected 1 to {self._most}")
         instruction = body.get("instruction")
         if instruction is None:
-            instruction = _last_message(body) if path.startswith("chat") else _prompt(body)
+            instruction = _last_message(body["messages"]) if chat else _prompt(body["prompt"])
             if instruction is None:
                 return None
         return Question(body, checked_text(instruction, "instruction"), wanted, task)
@@ -116,47 +135,36 @@ class Completions:
         draft = await self._sample(path, question)
         self.candidates += len(draft.candidates)
         if not draft.candidates:  # only empty texts, or filtered ones: what the upstream says is the answer
-            return _envelope(draft, draft.blank[: question.wanted], {"samples": len(draft.blank)})
+            return _envelope(draft.replies[0], draft.blank[: question.wanted], {"samples": len(draft.blank)}, draft)
         candidates = tuple(draft.candidates)
         pool = Pool(Example(question.task or "", "", question.instruction), candidates)
-        selection, values = self._cappy.final(pool, select_by_logits(self._cappy, pool, draft.logits))
+        selection, values = await self._scorer.final(pool, select_by_logits(self._cappy, pool, draft.logits))
         order = sorted(range(len(candidates)), key=lambda i: -values[i])
         told = self._told(draft, selection, order)
         if abstains(selection.score, self._config.answer):
             self.abstained += 1
             return await self._unsure(path, question, draft, told)
-        return _envelope(draft, [draft.choices[i] for i in order[: question.wanted]], told)
+        return _envelope(draft.replies[0], [draft.choices[i] for i in order[: question.wanted]], told, draft)
 
     async def _sample(self, path: str, question: Question) -> Draft:
         body = {name: value for name, value in question.body.items() if name not in DECIDED}
-        draft, limits = Draft(), self._config.answer
+        draft = Draft()
         for asked in self._rounds:
-            found = await asyncio.gather(
-                *(self._upstream.sample(path, body, decoding) for decoding in asked), return_exceptions=True
-            )
-            failures = [one for one in found if isinstance(one, BaseException)]
-            if any(not isinstance(one, Refusal) for one in failures):
-                raise next(one for one in failures if not isinstance(one, Refusal))
-            new: list[Pair] = []
+            found = await all_that_come(self._upstream.sample(path, body, decoding) for decoding in asked)
+            failures = [one for one in found if isinstance(one, Refusal)]
             for decoding, replies in zip(asked, found, strict=True):
-                for reply in () if isinstance(replies, BaseException) else replies:
-                    draft.replies.append(reply)
-                    for choice in reply.choices:
-                        if text := _text(choice):
-                            draft.candidates.append(Candidate(text, decoding.name))
-                            draft.choices.append(choice)
-                            new.append((question.instruction, text))
-                        else:
-                            draft.blank.append(choice)
-            draft.logits += await self._scorer.logits(new, question.task)
+                for reply in () if isinstance(replies, Refusal) else replies:
+                    draft.add(reply, decoding)
             if failures and not draft.candidates:
                 raise failures[0]
+            new = [text for text in dict.fromkeys(one.response for one in draft.candidates) if text not in draft.known]
+            logits = await self._scorer.logits([(question.instruction, text) for text in new], question.task)
+            draft.known |= zip(new, logits, strict=True)
             if failures:  # what there is, is better than nothing
                 break
-            best = max(self._scorer.scores(draft.logits), default=0.0)
-            enough = limits.stop is not None and best >= limits.stop
-            spent = limits.budget_tokens is not None and sum(draft.tokens) >= limits.budget_tokens
-            if (enough or spent) and len(draft.candidates) >= question.wanted:
+            best = max(self._scorer.scores(draft.logits), default=NOTHING)
+            tokens = sum(draft.tokens or ())
+            if enough(self._config.answer, best, tokens) and len(draft.candidates) >= question.wanted:
                 break
         return draft
 
@@ -168,25 +176,34 @@ class Completions:
         }
 
     async def _unsure(self, path: str, question: Question, draft: Draft, told: Body) -> Body:
-        serve = self._config.serve
+        serve, told = self._config.serve, told | {"abstained": True}
         if serve.fallback_model:
             body = {name: value for name, value in question.body.items() if name not in ("stream", "stream_options")}
-            reply = await self._upstream.ask(path, body, serve.fallback_model)
-            draft.replies.append(reply)
-            return _envelope(draft, reply.choices, told | {"abstained": True, "fallback": serve.fallback_model})
+            with contextlib.suppress(Refusal):  # then it is still known that the answers are not good enough
+                reply = await self._upstream.ask(path, body, serve.fallback_model)
+                draft.replies.append(reply)
+                return _envelope(reply, reply.choices, told | {"fallback": serve.fallback_model}, draft)
         choice: Body = {"index": 0, "finish_reason": "stop", "logprobs": None}
         if path.startswith("chat"):
             choice["message"] = {"role": "assistant", "content": serve.unsure}
         else:
             choice["text"] = serve.unsure
-        return _envelope(draft, [choice], told | {"abstained": True})
+        return _envelope(draft.replies[0], [choice], told, draft)
 
 
-def _last_message(body: Body) -> str | None:
-    """The text of the last message of the user; None where it is not text alone."""
+def _check_asked(body: Body, chat: bool) -> None:
+    """Refuse a body without messages or a prompt."""
+    if not chat:
+        if not isinstance(body.get("prompt"), str | list):
+            raise invalid("prompt", "is no text, expected one")
+        return
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages or not all(isinstance(one, dict) for one in messages):
         raise invalid("messages", "expected a list of objects with 'role' and 'content'")
+
+
+def _last_message(messages: Sequence[Body]) -> str | None:
+    """The text of the last message of the user; None where it is not text alone."""
     last = next((one for one in reversed(messages) if one.get("role") == "user"), None)
     if last is None:
         raise invalid("messages", "have none of the role user, expected one")
@@ -199,14 +216,10 @@ def _last_message(body: Body) -> str | None:
     return content
 
 
-def _prompt(body: Body) -> str | None:
-    """The prompt; None where there are several, or tokens."""
-    prompt = body.get("prompt")
-    if isinstance(prompt, list):
-        return prompt[0] if len(prompt) == 1 and isinstance(prompt[0], str) else None
-    if not isinstance(prompt, str):
-        raise invalid("prompt", "is no text, expected one")
-    return prompt
+def _prompt(prompt: str | list[Any]) -> str | None:
+    """The text of the prompt; None where there are several, or tokens."""
+    texts = [prompt] if isinstance(prompt, str) else prompt
+    return texts[0] if len(texts) == 1 and isinstance(texts[0], str) else None
 
 
 def _text(choice: Body) -> str:
@@ -214,23 +227,21 @@ def _text(choice: Body) -> str:
     if choice.get("finish_reason") == "content_filter":
         return ""
     if "message" in choice:
-        message = choice["message"]
-        content = message.get("content") if isinstance(message, dict) else None
+        content = choice["message"].get("content")
         text = content if isinstance(content, str) else ""
     else:
-        text = str(choice["text"])
+        text = choice["text"]
     return text.strip().encode(errors="replace").decode()  # a lone surrogate is nothing that a tokenizer takes
 
 
-def _envelope(draft: Draft, choices: Sequence[Body], told: Body) -> Body:
-    prompt, written = draft.tokens
-    return {
-        **draft.replies[0].body,
-        "choices": [choice | {"index": place} for place, choice in enumerate(choices)],
-        # What it has cost, not what is shown.
-        "usage": {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written},
-        "cappy": told,
-    }
+def _envelope(reply: Reply, choices: Sequence[Body], told: Body, draft: Draft) -> Body:
+    """The body of a reply with other choices, what they have cost all together, and what is told of them."""
+    found = reply.body | {"choices": [choice | {"index": place} for place, choice in enumerate(choices)]}
+    found.pop("usage", None)
+    if tokens := draft.tokens:
+        prompt, written = tokens
+        found["usage"] = {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
+    return found | {"cappy": told}
 
 
 async def as_stream(path: str, body: Body, usage: bool) -> AsyncIterator[str]:
@@ -249,16 +260,18 @@ async def as_stream(path: str, body: Body, usage: bool) -> AsyncIterator[str]:
         return f"data: {json.dumps(rest | {'choices': list(choices)} | more)}\n\n"
 
     for choice in body["choices"]:
-        index = {"index": choice["index"], "logprobs": choice.get("logprobs"), "finish_reason": None}
-        end = {"index": choice["index"], "finish_reason": choice.get("finish_reason")}
+        place = {"index": choice["index"], "logprobs": None, "finish_reason": None}
+        content = place | {"logprobs": choice.get("logprobs")}
+        end = place | {"finish_reason": choice.get("finish_reason")}
         if chat:
             message = choice["message"]
-            yield event([index | {"delta": {"role": message.get("role", "assistant"), "content": ""}}])
-            yield event([index | {"delta": {"content": message.get("content")}}])
+            said = {name: value for name, value in message.items() if name != "role" and value is not None}
+            yield event([place | {"delta": {"role": message.get("role", "assistant"), "content": ""}}])
+            yield event([content | {"delta": said}])
             yield event([end | {"delta": {}}], cappy=body["cappy"])
         else:
-            yield event([index | {"text": choice["text"]}])
+            yield event([content | {"text": choice["text"]}])
             yield event([end | {"text": ""}], cappy=body["cappy"])
-    if usage:
+    if usage and "usage" in body:
         yield event([], usage=body["usage"])
     yield "data: [DONE]\n\n"

@@ -2,14 +2,17 @@
 
 import asyncio
 import contextlib
+import json
+import math
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import openai
 
 from cappy_lightning.backbones.decoding import Decoding
+from cappy_lightning.backbones.openai_api import log_likelihoods
 from cappy_lightning.serving.refusals import Refusal
 
 #: A body of the OpenAI API.
@@ -17,6 +20,14 @@ Body = dict[str, Any]
 
 #: Of a failed answer of the upstream, what its sender wants the client to know.
 HANDED_ON = ("retry-after", "retry-after-ms", "x-should-retry")
+
+#: Keys of a body that are the service's own, and never sent on.
+OWN = ("instruction",)
+
+#: Status, headers and bytes of an answer.
+Forwarded = tuple[int, Mapping[str, str], AsyncIterator[bytes]]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -26,12 +37,12 @@ class Reply:
     Attributes:
         body: as it came.
         choices: the choices in it.
-        tokens: of the prompt, and of the answers, as far as it says it.
+        tokens: of the prompt, and of the answers; None where it does not say it.
     """
 
     body: Body
     choices: tuple[Body, ...]
-    tokens: tuple[int, int]
+    tokens: tuple[int, int] | None
 
 
 class Upstream:
@@ -40,14 +51,18 @@ class Upstream:
     Args:
         client: with the endpoint's address, the key, and limits of time and retries.
         model: the model that is asked, whatever the client of the service names; None: the one that it names.
+        concurrency: requests to it under way at a time; others wait.
     """
 
-    def __init__(self, client: openai.AsyncOpenAI, model: str | None) -> None:
+    def __init__(self, client: openai.AsyncOpenAI, model: str | None, concurrency: int) -> None:
         self._client, self._model = client, model
+        self._limit = asyncio.Semaphore(concurrency)
         self._one_at_a_time = False
 
     async def sample(self, path: str, body: Body, decoding: Decoding) -> list[Reply]:
         """The choices of a decoding, in several replies where the upstream gives fewer at once.
+
+        Where some of the requests fail, there are fewer choices.
 
         Args:
             path: `chat/completions` or `completions`.
@@ -60,22 +75,29 @@ class Upstream:
         asked = body | {"temperature": decoding.temperature, "top_p": decoding.top_p}
         if decoding.top_k:
             asked["top_k"] = decoding.top_k
-        if isinstance(body.get("seed"), int):
-            asked["seed"] = body["seed"] + decoding.skip
+
+        def seeded(given: int) -> Body:
+            """The request for the choices after those that were given: each has a seed of its own."""
+            seed = body.get("seed")
+            return asked | ({"seed": seed + decoding.skip + given} if isinstance(seed, int) else {})
+
         replies: list[Reply] = []
         refused = False
         if not self._one_at_a_time or decoding.n == 1:
             try:
-                replies.append(await self.ask(path, asked | {"n": decoding.n}))
+                replies.append(await self.ask(path, seeded(0) | {"n": decoding.n}))
             except Refusal as refusal:
-                refused = decoding.n > 1 and refusal.status == 400 and bool(re.search(r"\bn\b", str(refusal)))
+                refused = decoding.n > 1 and refusal.status in (400, 422) and bool(re.search(r"\bn\b", str(refusal)))
                 if not refused:
                     raise
-        missing = decoding.n - sum(len(reply.choices) for reply in replies)
-        if missing > 0:
-            seeds = [{"seed": asked["seed"] + 1 + i} if "seed" in asked else {} for i in range(missing)]
-            replies += await asyncio.gather(*(self.ask(path, asked | {"n": 1} | seed) for seed in seeds))
-            self._one_at_a_time = self._one_at_a_time or refused or len(replies[0].choices) == 1
+        given = sum(len(reply.choices) for reply in replies)
+        if given < decoding.n:
+            places = range(given, decoding.n)
+            found = await all_that_come(self.ask(path, seeded(place) | {"n": 1}) for place in places)
+            replies += [one for one in found if isinstance(one, Reply)]
+            if not replies:
+                raise next(one for one in found if isinstance(one, Refusal))
+            self._one_at_a_time = self._one_at_a_time or refused or given == 1
         return replies
 
     async def ask(self, path: str, body: Body, model: str | None = None) -> Reply:
@@ -84,51 +106,93 @@ class Upstream:
         Raises:
             Refusal: the upstream fails, or answers nonsense.
         """
-        with _failures():
-            raw = await self._endpoint(path).with_raw_response.create(**self._arguments(path, body, model))
+        async with self._limit:
+            with _failures():
+                raw = await self._endpoint(path).with_raw_response.create(**self._arguments(path, body, model))
         try:
-            content = raw.http_response.json()
+            content = _read(raw.http_response.text)
             choices = sorted(content["choices"], key=lambda choice: int(choice.get("index") or 0))
-            usage = content.get("usage") or {}
-            tokens = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
-            if not choices or not all("message" in one or isinstance(one["text"], str) for one in choices):
+            if not choices or not all(_is_choice(path, choice) for choice in choices):
                 raise ValueError
-        except (ValueError, LookupError, TypeError, AttributeError):
+            tokens = None
+            if usage := content.get("usage"):
+                # llama.cpp counts the tokens of one choice only.
+                written = max(int(usage.get("completion_tokens") or 0), sum(len(log_likelihoods(c)) for c in choices))
+                tokens = int(usage.get("prompt_tokens") or 0), written
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise Refusal(502, "the upstream's answer is no OpenAI completion", "upstream_error") from None
         return Reply(content, tuple(choices), tokens)
 
-    async def forward(self, path: str, body: Body) -> tuple[int, Mapping[str, str], AsyncIterator[bytes]]:
-        """An answer as it is: status, headers and bytes, of a stream or not.
+    @contextlib.asynccontextmanager
+    async def forward(self, path: str, body: Body) -> AsyncIterator[Forwarded]:
+        """An answer as it is: status, headers and bytes, of a stream or not; the connection is held meanwhile.
 
         Raises:
-            Refusal: the upstream fails.
+            Refusal: the upstream fails; also while the bytes are read.
         """
-        manager = self._endpoint(path).with_streaming_response.create(**self._arguments(path, body))
-        with _failures():
-            response = await manager.__aenter__()
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(self._limit)
+            with _failures():
+                create = self._endpoint(path).with_streaming_response.create
+                response = await stack.enter_async_context(create(**self._arguments(path, body)))
 
-        async def content() -> AsyncIterator[bytes]:
-            try:
-                async for part in response.iter_bytes():
-                    yield part
-            finally:
-                await manager.__aexit__(None, None, None)
+            async def content() -> AsyncIterator[bytes]:
+                try:
+                    async for part in response.iter_bytes():
+                        yield part
+                except Exception:  # whatever the HTTP package has for it
+                    raise Refusal(502, "the upstream's answer broke off", "upstream_error") from None
 
-        kind = response.headers.get("content-type", "application/json")
-        return response.status_code, {"content-type": kind}, content()
+            kind = response.headers.get("content-type", "application/json")
+            yield response.status_code, {"content-type": kind}, content()
+
+    async def models(self) -> Body:
+        """The list of its models, as it is.
+
+        Raises:
+            Refusal: the upstream fails, or answers nonsense.
+        """
+        async with self._limit:
+            with _failures():
+                raw = await self._client.models.with_raw_response.list()
+                content: Body = _read(raw.http_response.text)
+        return content
 
     def _endpoint(self, path: str) -> Any:
         return self._client.chat.completions if path.startswith("chat") else self._client.completions
 
     def _arguments(self, path: str, body: Body, model: str | None = None) -> Body:
         given = "messages" if path.startswith("chat") else "prompt"
-        rest = {name: value for name, value in body.items() if name not in (given, "model")}
+        rest = {name: value for name, value in body.items() if name not in (given, "model", *OWN)}
         model = model or self._model or str(body.get("model") or "default")
         return {given: body[given], "model": model, "extra_body": rest}
 
     async def close(self) -> None:
         """Give the connections back."""
         await self._client.close()
+
+
+async def all_that_come(work: Iterable[Coroutine[Any, Any, T]]) -> list[T | Refusal]:
+    """The results of all, done side by side; a refusal stands in the place of what failed."""
+    found = await asyncio.gather(*work, return_exceptions=True)
+    for one in found:
+        if isinstance(one, BaseException) and not isinstance(one, Refusal):
+            raise one
+    return found  # type: ignore[return-value]  # mypy does not see what was raised
+
+
+def _read(text: str) -> Any:
+    """JSON; a number that is not finite, which JSON does not have, is null."""
+
+    def finite(number: str) -> float | None:
+        value = float(number)
+        return value if math.isfinite(value) else None
+
+    return json.loads(text, parse_constant=lambda _: None, parse_float=finite)
+
+
+def _is_choice(path: str, choice: Body) -> bool:
+    return isinstance(choice["message"], dict) if path.startswith("chat") else isinstance(choice["text"], str)
 
 
 @contextlib.contextmanager
@@ -151,9 +215,13 @@ def _handed_on(error: openai.APIStatusError) -> Refusal:
         return Refusal(502, "the upstream refuses the service's key", "upstream_error")
     refusal = Refusal(error.status_code, str(error.message), "upstream_error", headers=headers)
     try:
-        body = error.response.json()
+        body = _read(error.response.text)
     except ValueError:
         return refusal
     if isinstance(body, dict) and "error" in body:
         refusal.body = body
+    elif isinstance(body, dict) and "detail" in body:  # FastAPI's
+        detail = body["detail"]
+        said = detail if isinstance(detail, str) else json.dumps(detail)
+        refusal = Refusal(error.status_code, said, "upstream_error", headers=headers)
     return refusal

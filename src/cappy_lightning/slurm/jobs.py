@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from cappy_lightning.errors import InputError
 from cappy_lightning.files import part_name, read_whole_lines
 from cappy_lightning.run_dir import METRICS
 from cappy_lightning.slurm.queue import ALIVE, JOBS, queued
@@ -26,6 +28,9 @@ def find_jobs(folders: Sequence[Path]) -> list[dict[str, Any]]:
         of each job `job`, `name`, `state`, `note` (the reason of what it waits for, how it ended), `restarts`,
         `step`, `total_steps`, `loss`, `pairs_per_second`, `end` (as expected; of jobs under way), `directory`.
     """
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(folder, "is no folder, expected one with jobs in it or below")
     levels = ["", "*/", "*/*/", "*/*/*/"]
     files = {path.resolve() for folder in folders for level in levels for path in folder.glob(f"{level}{JOBS}")}
     submitted = [(path.parent, entry) for path in files for entry in read_whole_lines(path)]
@@ -90,5 +95,6 @@ def print_jobs(rows: Sequence[dict[str, Any]], console: Console) -> None:
         loss = f"{row['loss']:.4f}" if row.get("loss") is not None else ""
         rate = f"{row['pairs_per_second']:,.0f}" if "pairs_per_second" in row else ""
         end = row.get("end", "").replace("T", " ")[:16]
-        table.add_row(row["job"], row["name"], row["state"], done, loss, rate, end, str(row["restarts"]), row["note"])
+        cells = (row["job"], row["name"], row["state"], done, loss, rate, end, str(row["restarts"]), row["note"])
+        table.add_row(*map(escape, cells))
     console.print(table)

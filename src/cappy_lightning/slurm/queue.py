@@ -4,6 +4,8 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 
+from cappy_lightning.errors import InputError
+
 #: Beside the script of a job: a line of JSON for each submission.
 JOBS = "jobs.jsonl"
 
@@ -16,12 +18,17 @@ def queued(jobs: Sequence[str]) -> dict[str, list[dict[str, str]]]:
 
     Of an array there is one entry for each of its tasks or groups of them. SLURM forgets a job some minutes after
     its end; without squeue on this machine nothing is known.
+
+    Raises:
+        InputError: squeue fails.
     """
     found: dict[str, list[dict[str, str]]] = {}
     if not jobs or not shutil.which("squeue"):
         return found
     command = ["squeue", "--noheader", "--states=all", "--format=%F|%T|%r", f"--jobs={','.join(jobs)}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode and "Invalid job id" not in done.stderr:  # which it says where it has forgotten all of them
+        raise InputError("squeue", f"cannot tell of the jobs ({done.stderr.strip() or 'no reason given'})")
     for line in done.stdout.splitlines():
         job, state, reason = line.split("|")
         found.setdefault(job, []).append({"state": state, "reason": reason})

@@ -1,6 +1,7 @@
 """`cappy submit`: commands become jobs, checked before they are queued, each after the one before."""
 
 import argparse
+import json
 import re
 import shlex
 import shutil
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from cappy_lightning.config import Config, SlurmConfig
 from cappy_lightning.config_loading import load_config
@@ -60,13 +62,16 @@ def split_chain(words: Sequence[str]) -> list[tuple[str, ...]]:
     return stages
 
 
-def submit(stages: Sequence[tuple[Sequence[str], argparse.Namespace]], cluster: str | None, dry_run: bool) -> int:
+def submit(
+    stages: Sequence[tuple[Sequence[str], argparse.Namespace]], cluster: str | None, dry_run: bool, as_json: bool
+) -> int:
     """Queue jobs, each to start when the one before has ended well.
 
     Args:
         stages: the words of each command, from `split_chain`, and its options.
         cluster: a YAML file with a section `slurm` for all of them.
         dry_run: print the scripts instead.
+        as_json: print what was queued as JSON.
 
     Raises:
         InputError: what can be known to fail; then nothing is queued.
@@ -90,10 +95,11 @@ def submit(stages: Sequence[tuple[Sequence[str], argparse.Namespace]], cluster: 
             write_config(job.directory / CONFIG, job.config)
         write_text(job.directory / SCRIPT, text)
     before: list[str] = []
+    entries: list[dict[str, Any]] = []
     for job, text in zip(jobs, scripts, strict=True):
         try:
             number = _sbatch(["--parsable", *_dependency(job, before[-1] if before else None)], text).split(";")[0]
-        except InputError:
+        except BaseException:  # Ctrl-C, too
             if before:  # a chain is queued whole or not at all
                 subprocess.run(["scancel", *before], check=False)
             raise
@@ -108,7 +114,11 @@ def submit(stages: Sequence[tuple[Sequence[str], argparse.Namespace]], cluster: 
         with open(job.directory / JOBS, "a", encoding="utf-8") as stream:
             stream.write(to_line(entry))
         before.append(number)
-        print(f"{number}  {job.name}: {job.directory / SCRIPT}, log {job.directory}/{number}*.log")
+        entries.append(entry | {"script": str(job.directory / SCRIPT)})
+        if not as_json:
+            print(f"{number}  {job.name}: {job.directory / SCRIPT}, log {job.directory}/{number}*.log")
+    if as_json:
+        print(json.dumps(entries))
     return 0
 
 

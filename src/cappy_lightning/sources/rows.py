@@ -67,7 +67,7 @@ def hub_rows(name: str, subset: str | None, split: str, revision: str | None) ->
     try:
         import datasets
     except ImportError:
-        raise InputError(name, "needs the package 'datasets', expected pip install 'cappy-lightning[hub]'") from None
+        raise InputError(name, "needs the package 'datasets', expected pip install '.[hub]' in the checkout") from None
     where = f"{name}/{subset}" if subset else name
 
     def load() -> Any:

@@ -1,22 +1,19 @@
-"""What has been recorded so far: `OUT.partial`, which a stopped recording leaves and the next one continues."""
+"""What has been recorded so far, with its counts."""
 
-import json
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from cappy_lightning.backbones.backbone import Answer
-from cappy_lightning.errors import InputError
-from cappy_lightning.files import kept_on_failure, parse_line, to_line
+from cappy_lightning.journal import Journal
 from cappy_lightning.records import Example, Pool
 
 #: What a failure to write leaves.
 KEPT = "what was recorded"
 
 
-class Journal:
-    """A line of settings, then a line for each example.
+class Recording:
+    """A journal with a line for each example.
 
     Args:
         path: the file; begun, or continued.
@@ -33,36 +30,11 @@ class Journal:
     """
 
     def __init__(self, path: Path, made_by: dict[str, Any]) -> None:
-        self._path = path
+        self._journal = Journal(path, made_by, KEPT)
         self.count = self.left_out = self.passed = self.empty = 0
         self.input_tokens = self.output_tokens = 0
-        head = to_line(made_by).encode()
-        if path.exists() and path.stat().st_size:
-            self._continue(head)
-        else:
-            with kept_on_failure(path, KEPT), open(path, "wb") as stream:
-                stream.write(head)
-        self._stream = open(path, "ab")
-
-    def _continue(self, head: bytes) -> None:
-        """Count what is there; a line that a kill cut off is removed."""
-        end = 0
-        with open(self._path, "rb") as lines:
-            for number, line in enumerate(lines):
-                if not line.endswith(b"\n"):
-                    break
-                if number == 0 and line != head:
-                    raise InputError(
-                        self._path,
-                        "is a recording of other examples or settings; finish it, delete it or write elsewhere",
-                    )
-                if number:
-                    self._add(parse_line(line, f"{self._path}:{number + 1}"))
-                end += len(line)
-        with open(self._path, "r+b") as stream:
-            stream.truncate(end)
-            if not end:
-                stream.write(head)
+        for row in self._journal.rows():
+            self._add(row)
 
     def _add(self, row: dict[str, Any]) -> None:
         self.count += 1
@@ -80,9 +52,7 @@ class Journal:
             row["empty"] = answer.empty
         if answer.problem:
             row = {"example": example.to_row(), "problem": answer.problem, "tokens": tokens}
-        with kept_on_failure(self._path, KEPT):
-            self._stream.write(to_line(row).encode())
-            self._stream.flush()
+        self._journal.write(row)
         self._add(row)
 
     @property
@@ -92,11 +62,8 @@ class Journal:
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Everything recorded, in order."""
-        with open(self._path, "rb") as lines:
-            for line in islice(lines, 1, None):
-                yield json.loads(line)
+        return self._journal.rows()
 
     def remove(self) -> None:
         """The recording is finished: its file goes."""
-        self._stream.close()
-        self._path.unlink()
+        self._journal.remove()
