@@ -1,5 +1,5 @@
-# The service in a container:
-#   docker build -t cappy . && docker run -p 8080:8080 -v $PWD/adapter:/adapter -e OPENAI_API_KEY -e CAPPY_API_KEY cappy \
+# The service in a container; docs/answering.md says how to run and stop it:
+#   docker build -t cappy . && docker run -p 8080:8080 -v $PWD/adapter:/adapter:ro -e OPENAI_API_KEY -e CAPPY_API_KEY cappy \
 #       --scorer /adapter backbone.kind=openai backbone.url=http://host.docker.internal:8000
 FROM python:3.11-slim
 WORKDIR /src

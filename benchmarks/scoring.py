@@ -106,6 +106,9 @@ def main() -> None:
         differences = {name: less_exact(contestants[name](), exact, pools) for name in whole_contestants}
     seconds["padded to 512 tokens"] = [own * len(pairs) / len(some) for own in seconds["padded to 512 tokens"]]
     show("Scoring", seconds, len(pairs), options.out, distinct_pairs=len(set(pairs)), differences=differences)
+    print("\n| | scores differ by (mean) | at most | another response is selected in |\n|---|---|---|---|")
+    for name, own in differences.items():
+        print(f"| {name} | {own['mean']:.1g} | {own['largest']:.1g} | {own['other']:.1%} of pools |")
 
 
 def cappy_of(scorer: str | None) -> Cappy:

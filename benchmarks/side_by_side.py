@@ -53,6 +53,7 @@ def show(title: str, seconds: Mapping[str, list[float]], pairs: int, out: Path |
         ratio = "" if name == first else f"{value / medians[first]:.2f} x as fast"
         print(f"| {name} | {value:.2f} | {pairs / value:,.0f} | {ratio} |")
     for name, value in facts.items():
-        print(f"{name.replace('_', ' ')}: {value}")
+        if not isinstance(value, dict):
+            print(f"{name.replace('_', ' ')}: {value}")
     if out:
         write_json(out, {"title": title, "pairs": pairs, "machine": machine(), "seconds": dict(seconds), **facts})

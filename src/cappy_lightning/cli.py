@@ -295,6 +295,7 @@ def _answer(options: argparse.Namespace) -> int:
     _check_outputs(str(out), options.report, options.html)
     cappy = _open_cappy(options, config.select.by)
     from cappy_lightning.answer import answer, say_given
+    from cappy_lightning.selection.report import metric_title
 
     answered = answer(
         lambda: (pool.example for pool in sources.pools()),
@@ -306,9 +307,10 @@ def _answer(options: argparse.Namespace) -> int:
     )
     options.out = str(out)
     given = answered.given(config.label)
-    _report(options, answered.judged, config.select.by == "fused", config, {"answered": given} if given else {})
+    told = {"answered": given} if given else {}
+    report = _report(options, answered.judged, config.select.by == "fused", config, told)
     if given:
-        say_given(given, config.label.score)
+        say_given(given, metric_title(report) if report else "reward")
     return 0
 
 
@@ -369,7 +371,7 @@ def _calibrate(options: argparse.Namespace) -> int:
 
 def _serve(options: argparse.Namespace) -> int:
     # A failure is the client's to try again: it knows how long it can wait.
-    words = ["backbone.retries=0", *_sampled(options, options.config), *options.config]
+    words = ["backbone.retries=0", "backbone.concurrency=64", *_sampled(options, options.config), *options.config]
     config = _load(words, "serve", "answer", "select", "backbone")
     try:
         from cappy_lightning.serving.server import serve
@@ -386,7 +388,7 @@ def _report(
     fused: bool,
     config: Config,
     more: Mapping[str, Any] = MappingProxyType({}),
-) -> None:
+) -> dict[str, Any] | None:
     """The report of selections, also as JSON and as a page where these are asked for, and where all of it lies.
 
     Args:
@@ -395,6 +397,9 @@ def _report(
         fused: whether the final ones are those of a fusion.
         config: whose section `label` is the metric.
         more: that belongs into the report.
+
+    Returns:
+        the report; None where none can be made.
 
     Raises:
         InputError: a report was asked for, and there is nothing to judge by.
@@ -418,6 +423,7 @@ def _report(
     if report and options.html:
         write_page(report_page(report, f"{options.source}: {options.scorer}"), Path(options.html))
     _show(options, lambda screen: print_report(report, screen) if report else None)
+    return report
 
 
 def _show(options: argparse.Namespace, show: Callable[["Console"], None]) -> None:

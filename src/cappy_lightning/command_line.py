@@ -217,10 +217,10 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         default=1.0,
         metavar="SHARE",
-        help="share of the quality of all candidates that is kept (default: 1)",
+        help="share of the reward of all candidates that is kept (default: 1)",
     )
     calibrate.add_argument(
-        "--precision", type=float, metavar="QUALITY", help="mean quality, from 0 to 1, of the answers that are given"
+        "--precision", type=float, metavar="REWARD", help="mean reward, from 0 to 1, of the answers that are given"
     )
     calibrate.add_argument("--report", metavar="REPORT.json", help="write thresholds, promises and curves as JSON, too")
     calibrate.add_argument("--html", metavar="PAGE.html", help="write table and curves as one page, too")
@@ -232,7 +232,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Clients of the OpenAI API get chosen answers by another base URL; /score and /rerank score what\n"
         "is sent. The LLM's key is taken from $OPENAI_API_KEY, that of the clients from $CAPPY_API_KEY.\n\n"
         "  cappy serve --scorer runs/quickstart/adapter                         # in front of the packaged LLM\n"
-        "  cappy serve --scorer runs/quickstart/adapter -n 12 answer.yaml serve.port=9000 \\\n"
+        "  cappy serve --scorer runs/quickstart/adapter answer.yaml serve.port=9000 \\\n"
         "      backbone.kind=openai backbone.url=http://localhost:8000 backbone.model=NAME\n"
         "  cappy serve --scorer btan2/cappy-large --adapter tickets=runs/a/adapter --adapter faq=runs/b/adapter",
         epilog="Keys:\n"

@@ -122,7 +122,7 @@ class BackboneConfig:
     max_tokens: int = key(48, "Most tokens of an answer")
     min_tokens: int = key(0, "transformers: least tokens of an answer")
     seed: int = key(0, "Seed of the shots and of sampling")
-    concurrency: int = key(4, "embedded, openai: HTTP requests under way at a time")
+    concurrency: int = key(4, "embedded, openai: HTTP requests under way at a time (`cappy serve`: 64)")
     timeout: float = key(120.0, "embedded, openai: seconds without an answer after which a request is sent again")
     retries: int = key(6, "embedded, openai: times that a failed request (429, 5xx, no connection) is sent again")
     batch_size: int = key(8, "transformers: prompts that are answered together")

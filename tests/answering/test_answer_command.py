@@ -148,9 +148,7 @@ def test_the_report_tells_what_the_given_answers_are_worth(
     scores = sorted(scorer.select(p.example.instruction, [c.response for c in p.candidates]).score for p in some)
     answered = Answered(scorer, AnswerConfig(abstain=scores[12]))
     rows = list(answered.rows(iter(some)))
-    kept = [
-        (pool, row["response"]) for pool, row in zip(some, rows, strict=True) if row["response"] is not None
-    ]
+    kept = [(pool, row["response"]) for pool, row in zip(some, rows, strict=True) if row["response"] is not None]
     found = answered.given(LabelConfig())
     assert found is not None
     mean = sum(rouge_l(pool.example.references, response) for pool, response in kept) / len(kept)

@@ -23,8 +23,8 @@ from cappy_lightning.answering.calibration import (
     sample,
 )
 from cappy_lightning.config_loading import NO_DATA, load_config
-from cappy_lightning.labeling.measures import open_measure
 from cappy_lightning.errors import InputError
+from cappy_lightning.labeling.measures import open_measure
 from cappy_lightning.records import Candidate, Example, Pool
 from cappy_lightning.selection.baselines import rewards
 
@@ -176,7 +176,7 @@ def test_folds_do_not_hang_on_the_order_of_the_file() -> None:
 
     _held_out(many, thresholds)
     held = [sorted(set(range(20)) - set(own)) for own in seen]
-    assert sorted(sum(held, [])) == list(range(20))
+    assert sorted(place for own in held for place in own) == list(range(20))
     assert {len(own) for own in held} == {4}
     assert held[0] != list(range(0, 20, 5))
 

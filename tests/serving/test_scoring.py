@@ -91,7 +91,11 @@ def test_rerank_takes_and_gives_what_clients_of_jina_and_cohere_expect(
         ("/rerank", {"query": "", "documents": ["x"]}, (400, "query: expected a text")),
         ("/rerank", {"query": "x", "documents": []}, (400, "documents: expected a list that is not empty")),
         ("/rerank", {"query": "x", "documents": [7]}, (400, "documents[0]: expected a text")),
-        ("/rerank", {"query": "x", "documents": [{"text": "\ud800"}]}, (400, "the request: holds half a surrogate pair")),
+        (
+            "/rerank",
+            {"query": "x", "documents": [{"text": "\ud800"}]},
+            (400, "the request: holds half a surrogate pair"),
+        ),
         ("/rerank", {"query": "x", "documents": ["y"], "model": "\ud800"}, (400, "the request: holds half a")),
         ("/rerank", {"query": "x", "documents": ["y"], "top_n": 0}, (400, "top_n: is 0, expected a whole number")),
     ],

@@ -38,7 +38,7 @@ def resident() -> float:
 def tasks() -> int:
     """Tasks of every loop in this process that are not done."""
     gc.collect()
-    return sum(isinstance(one, asyncio.Task) and not one.done() for one in gc.get_objects())
+    return sum(issubclass(type(one), asyncio.Task) and not one.done() for one in gc.get_objects())
 
 
 def ask(url: str, number: int) -> int | None:

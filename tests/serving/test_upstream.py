@@ -31,7 +31,13 @@ def said(*texts: str | None, model: str = "m", usage: bool = True, **more: Any) 
         for i, text in enumerate(texts)
     ]
     counted = {"usage": {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}} if usage else {}
-    return {"id": f"id-{model}", "object": "chat.completion", "created": 1, "model": model, "choices": choices} | counted
+    return {
+        "id": f"id-{model}",
+        "object": "chat.completion",
+        "created": 1,
+        "model": model,
+        "choices": choices,
+    } | counted
 
 
 def numbered(body: dict[str, Any]) -> dict[str, Any]:
@@ -149,7 +155,9 @@ def test_a_stream_has_all_that_a_message_has(cappy_scorer: Cappy) -> None:
 def test_texts_and_numbers_that_are_none(cappy_scorer: Cappy) -> None:
     def fault(number: int, body: dict[str, Any]) -> Any:
         text = json.dumps(said(*["half: \ud83d"] * body.get("n", 1)))
-        return 200, text.replace('"finish_reason"', '"logprobs": {"a": [-Infinity, NaN, 1e999]}, "finish_reason"').encode()
+        return 200, text.replace(
+            '"finish_reason"', '"logprobs": {"a": [-Infinity, NaN, 1e999]}, "finish_reason"'
+        ).encode()
 
     with running_proxy("", fault) as (upstream, _), running_service(cappy_scorer, upstream) as (url, _):
         asked = {"model": "m", "messages": ASKED}

@@ -156,7 +156,8 @@ def _quantize(graph: Path) -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """The exporter's steps and the warnings about its own code are of no use to the user."""
-    logging.getLogger("onnxscript").setLevel(logging.ERROR)
+    for name in ("onnxscript", "torch.onnx"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("root").setLevel(logging.ERROR)  # where the quantizer recommends a step that changes nothing here
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
