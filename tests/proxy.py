@@ -6,6 +6,7 @@ import json
 import random
 import socket
 import threading
+import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -99,6 +100,9 @@ def running_proxy(target: str, fault: Fault = lambda number, body: None) -> Iter
         yield f"http://127.0.0.1:{server.server_port}", proxy
     finally:
         proxy.done.set()
+        deadline = time.monotonic() + 60
+        while proxy.at_once and time.monotonic() < deadline:  # the packaged server cannot end while it answers
+            time.sleep(0.01)
         server.shutdown()
         server.server_close()
 
