@@ -340,5 +340,7 @@ def test_the_good_rows_are_good(refuse: Refuse, tmp_path: Path, adapter: Path) -
     for words in commands(path, tmp_path / "out")[:-1]:
         if words[0] == "score":
             path.write_text('{"instruction": "i", "response": "r"}\n')
+        if words[0] == "calibrate":  # which wants examples that no scorer was trained on
+            path.write_text(lines.replace('"split": "train"', '"split": "validation"'))
         assert refuse(*(adapter if word == "x" else word for word in words)) == 0, words
         path.write_text(lines)
