@@ -1,14 +1,14 @@
 """The service under load: `/score` with 1, 8 and 32 clients, by the load generator wrk, beside scoring one by one.
 
-    python benchmarks/serving.py SCORER [POOL.jsonl] [--requests 400] [--soak 10000] [--out results.json]
+    python benchmarks/serving.py SCORER [POOL.jsonl] [--seconds 30] [--out results.json]
 
 A request has the 12 first candidates of an example of the pool, the next request those of the next. `wrk` (a package
 of most distributions) runs on the same machine and takes its share of it. "One by one" is `Cappy.score` in one process
-without HTTP, an example after the other. With `--soak` so many requests follow with 32 clients, and the memory of the
-service is read every second.
+without HTTP, an example after the other, for as long. The memory of the service is read before and after each load.
 """
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -34,19 +34,15 @@ from cappy_lightning.sources.jsonl import read_labelled_pools
 QUICKSTART = Path(__file__).parent.parent / "data" / "quickstart" / "pool.jsonl"
 CANDIDATES, CLIENTS = 12, (1, 8, 32)
 
-#: Sends the bodies of a file in turn, stops after a number of requests, and says what came.
+#: Sends the bodies of a file in turn, and says what came.
 SCRIPT = """
 wrk.method = "POST"
 wrk.headers["Content-Type"] = "application/json"
-local bodies, sent, got = {}, 0, 0
+local bodies, sent = {}, 0
 for line in io.lines(os.getenv("BODIES")) do bodies[#bodies + 1] = line end
 request = function()
   sent = sent + 1
   return wrk.format(nil, "/score", nil, bodies[(sent - 1) % #bodies + 1])
-end
-response = function()
-  got = got + 1
-  if got >= tonumber(os.getenv("REQUESTS")) then wrk.thread:stop() end
 end
 done = function(summary, latency)
   local errors = summary.errors
@@ -58,10 +54,11 @@ end
 """
 
 
-def load(url: str, folder: Path, clients: int, requests: int) -> dict[str, float]:
+def load(url: str, folder: Path, clients: int, seconds: int) -> dict[str, float]:
     """Requests a second, latencies in milliseconds, and failures."""
-    environment = os.environ | {"BODIES": str(folder / "bodies"), "REQUESTS": str(requests)}
-    command = ["wrk", "-t1", f"-c{clients}", "-d600s", "--timeout", "60s", "-s", str(folder / "script.lua"), url]
+    environment = os.environ | {"BODIES": str(folder / "bodies")}
+    script = str(folder / "script.lua")
+    command = ["wrk", "-t1", f"-c{clients}", f"-d{seconds}s", "--timeout", "60s", "-s", script, url]
     said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
     match = re.search(r"RESULT (\d+) (\d+) (\d+) (\d+) (\d+) (\d+) (\d+)", said)
     assert match, said
@@ -74,11 +71,13 @@ def load(url: str, folder: Path, clients: int, requests: int) -> dict[str, float
     }
 
 
-def one_by_one(scorer: str, pools: list[Pool]) -> dict[str, float]:
+def one_by_one(scorer: str, pools: list[Pool], seconds: int) -> dict[str, float]:
     """The same requests without a service."""
     cappy = Cappy.from_pretrained(scorer)
-    times = []
-    for pool in pools:
+    times: list[float] = []
+    for pool in itertools.cycle(pools):
+        if sum(times) > 1e3 * seconds:
+            break
         begin = time.perf_counter()
         cappy.score([(pool.example.instruction, one.response) for one in pool.candidates[:CANDIDATES]])
         times.append(1e3 * (time.perf_counter() - begin))
@@ -105,14 +104,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scorer")
     parser.add_argument("pool", nargs="?", type=Path, default=QUICKSTART)
-    parser.add_argument("--requests", type=int, default=400)
-    parser.add_argument("--soak", type=int, default=0)
+    parser.add_argument("--seconds", type=int, default=30)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if not shutil.which("wrk"):
         sys.exit("wrk is not installed")
     pools = read_labelled_pools([options.pool])
-    results: dict[str, Any] = {"one by one": one_by_one(options.scorer, pools[: options.requests])}
+    results: dict[str, Any] = {"one by one": one_by_one(options.scorer, pools, options.seconds)}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "script.lua").write_text(SCRIPT)
@@ -128,15 +126,17 @@ def main() -> None:
         try:
             line = next(line for line in service.stderr if line.startswith("serving on"))
             url = line.split()[2].removesuffix("/v1,")
-            load(url, folder, 8, 50)  # once without a clock
+            load(url, folder, 8, 5)  # once without a clock
+            memory = [resident(service.pid)]
             for clients in CLIENTS:
                 say(f"{clients} clients")
-                results[f"{clients} clients"] = load(url, folder, clients, options.requests)
-            if options.soak:
-                results["soak"] = soak(service.pid, url, folder, options.soak)
+                results[f"{clients} clients"] = load(url, folder, clients, options.seconds)
+                memory.append(resident(service.pid))
             with urllib.request.urlopen(f"{url}/metrics") as response:
                 text = response.read().decode()
-            scored = {name: float(value) for name, value in re.findall(r"cappy_(\w+)_scored_total (\S+)", text)}
+            scored = {
+                name: float(value) for name, value in re.findall(r"(?m)^cappy_(\w+)_scored_total ([0-9.e+]+)$", text)
+            }
             results["pairs of a batch"] = scored["pairs"] / scored["batches"]
         finally:
             service.send_signal(signal.SIGTERM)
@@ -151,24 +151,9 @@ def main() -> None:
             f" {row['median']:.0f} | {row['p95']:.0f} | {row['p99']:.0f} | {row['failed']:.0f} |"
         )
     print(f"pairs of a batch: {results['pairs of a batch']:.0f}")
-    if options.soak:
-        own = results["soak"]
-        print(
-            f"{options.soak:,} requests: {own['failed']:.0f} failed, memory {own['first']:.0f} to {own['last']:.0f} MiB"
-        )
+    print(f"memory after each: {', '.join(f'{one:.0f}' for one in memory)} MiB")
     if options.out:
-        write_json(options.out, {"machine": machine(), **results})
-
-
-def soak(process: int, url: str, folder: Path, requests: int) -> dict[str, Any]:
-    """Many requests in ten parts, with the memory after each."""
-    parts, memory = 10, [resident(process)]
-    failed = 0.0
-    for part in range(parts):
-        failed += load(url, folder, 32, requests // parts)["failed"]
-        memory.append(resident(process))
-        say(f"{(part + 1) * requests // parts:,} requests, {memory[-1]:.0f} MiB")
-    return {"failed": failed, "first": memory[1], "last": memory[-1], "memory": memory}
+        write_json(options.out, {"machine": machine(), **results, "memory": memory})
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """The service in a thread of the test process."""
 
 import contextlib
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from cappy_lightning.backbones.generate import asked_decodings
 from cappy_lightning.backbones.openai_api import open_client
 from cappy_lightning.config_loading import NO_DATA, load_config
 from cappy_lightning.serving.app import Service
+from cappy_lightning.serving.server import bind
 from cappy_lightning.serving.upstream import Upstream
 
 
@@ -26,8 +26,7 @@ def running_service(
     config = load_config(given)
     upstream = Upstream(open_client(config.backbone, url), config.backbone.model, config.backbone.concurrency)
     service = Service(cappy, upstream, config, asked_decodings(config.backbone), key)
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
+    with bind("127.0.0.1", 0) as listening:
         server = uvicorn.Server(uvicorn.Config(service.app(), log_level="warning", timeout_graceful_shutdown=5))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()

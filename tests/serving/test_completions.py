@@ -96,10 +96,12 @@ def test_a_stream_brings_the_chosen_answer(service: str) -> None:
     assert streamed == plain(**prompt).choices[0].text
 
 
+@pytest.mark.parametrize("examples", [12, pytest.param(280, marks=pytest.mark.soak)])
 def test_selections_are_those_of_cappy_select_on_the_same_samples(
-    service: str, cappy: Run, lora_run: Path, pools: list[Pool], tmp_path: Path
+    service: str, cappy: Run, lora_run: Path, pools: list[Pool], tmp_path: Path, examples: int
 ) -> None:
-    held_out = [pool for pool in pools if pool.example.split == "validation"][:12]
+    held_out = [pool for pool in pools if pool.example.split == "validation"][:examples]
+    assert len(held_out) == examples
     shots = "".join(f"{pool.example.instruction} {pool.example.references[0]}\n\n" for pool in pools[:2])
     rows, chosen = [], []
     for pool in held_out:
@@ -122,6 +124,7 @@ def test_selections_are_those_of_cappy_select_on_the_same_samples(
     done = cappy("select", file, "--scorer", lora_run / "adapter", "-o", tmp_path / "out", "--report", report)
     assert done.returncode == 0, done.stderr
     mean = json.loads(report.read_text())["average"]["methods"]["cappy"]["mean"]
+    print(f"{examples} examples, mean Rouge-L {100 * mean:.1f}")
     assert mean == pytest.approx(sum(chosen) / len(chosen), abs=1e-9)
 
 

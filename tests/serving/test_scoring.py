@@ -1,5 +1,6 @@
 """`/score` and `/rerank`, adapters by name, and the command itself."""
 
+import asyncio
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from test_completions import post
 from cappy_lightning import Cappy
 from cappy_lightning.records import Pool
 from cappy_lightning.serving.app import Service
+from cappy_lightning.serving.server import bind
 
 NOWHERE = "http://127.0.0.1:9"
 
@@ -152,6 +154,26 @@ def test_the_command_serves_until_it_is_told_to_end_and_finishes_what_is_in_work
     finally:
         process.kill()
         process.wait()
+
+
+def test_answers_are_not_held_back() -> None:
+    """By Nagle's algorithm, which waits for the client's delayed acknowledgement: 40 ms for every answer."""
+    found = []
+
+    async def play() -> None:
+        def accepted(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            connection = writer.get_extra_info("socket")
+            found.append(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        listening = bind("127.0.0.1", 0)
+        async with await asyncio.start_server(accepted, sock=listening):
+            reader, writer = await asyncio.open_connection(*listening.getsockname())
+            await reader.read()
+            writer.close()
+
+    asyncio.run(play())
+    assert found == [1]
 
 
 def _in_work(url: str) -> bool:

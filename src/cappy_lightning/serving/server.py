@@ -50,7 +50,7 @@ def serve(open_cappy: Callable[[], Cappy], config: Config) -> None:
             raise InputError(f"backbone.decodings.{decoding.name}", "the OpenAI API has no beam search")
     key = environment_key(KEY_VARIABLE)
     with contextlib.ExitStack() as stack:
-        listening = stack.enter_context(_bind(limits.host, limits.port))
+        listening = stack.enter_context(bind(limits.host, limits.port))
         local = stack.enter_context(embedded_server()) if backbone.kind == "embedded" else None
         upstream = Upstream(open_client(backbone, local), backbone.model, backbone.concurrency)
         cappy = open_cappy()
@@ -76,9 +76,15 @@ def serve(open_cappy: Callable[[], Cappy], config: Config) -> None:
         say("ended")
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int) -> socket.socket:
+    """A socket to listen on.
+
+    Raises:
+        InputError: a port that is taken, an address that is not this machine's.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
+    # With the protocol said, asyncio turns Nagle's algorithm off. It would hold every answer back for 40 ms.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
