@@ -186,6 +186,14 @@ def test_a_bad_line_is_refused_with_file_and_line(tmp_path: Path, data: bytes, p
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["rows.csv", "rows.parquet"])
+def test_tables_are_told_from_json_lines(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text("instruction,references\nWhat?,this\n")
+    with pytest.raises(InputError, match=r"is a table, expected JSON Lines; `cappy generate` makes pools"):
+        list(read_jsonl(path))
+
+
 @pytest.mark.parametrize(("name", "reason"), [("nothing", "No such file or directory"), (".", "Is a directory")])
 def test_what_is_no_file_is_refused_with_its_name(tmp_path: Path, name: str, reason: str) -> None:
     with pytest.raises(InputError) as error:

@@ -278,13 +278,15 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     A folder of parts that were made apart is read part by part.
 
     Raises:
-        InputError: no such file, no line in it, not UTF-8, not JSON, or not an object.
+        InputError: a table, no such file, no line in it, not UTF-8, not JSON, or not an object.
     """
     if str(path) != "-" and Path(path).is_dir() and (parts := find_parts(Path(path), ".jsonl")):
         for part in parts:
             yield from read_jsonl(part)
         return
     name = "standard input" if str(path) == "-" else str(path)
+    if Path(path).suffix in (".csv", ".parquet"):
+        raise InputError(name, "is a table, expected JSON Lines; `cappy generate` makes pools of a table's rows")
     found = False
     with open_input(path) as stream:
         for number, line in enumerate(stream, start=1):

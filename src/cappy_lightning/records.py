@@ -216,7 +216,10 @@ class Pool:
             return cls.of_example(example)
         candidates = row.get("candidates")
         if not isinstance(candidates, list) or not candidates:
-            raise InputError(where, "field 'candidates' must be a non-empty list of {\"response\": ...}")
+            raise InputError(
+                where,
+                "field 'candidates' must be a non-empty list of {\"response\": ...}; `cappy generate` records them",
+            )
         prompt = row.get("prompt")
         return cls(
             example,

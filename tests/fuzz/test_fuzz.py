@@ -174,8 +174,11 @@ def test_files_of_rows_that_are_damaged(refuse: Refuse, tmp_path: Path) -> None:
         for suffix in (".jsonl", ".csv", ".parquet", ".json"):
             path = tmp_path / f"rows{suffix}"
             path.write_bytes(content)
-            first, second, *others = commands(path, out)
-            for words in (first, second, *([others[number % len(others)]] if suffix == ".jsonl" else [])):
+            inspect, label, *others = commands(path, out)
+            for words in (
+                (inspect, label)[number % 2],
+                *([others[number % len(others)]] if suffix == ".jsonl" else []),
+            ):
                 refuse(*words)
                 clean(out)
             path.unlink()
