@@ -1,14 +1,19 @@
 """Whole runs: from pools, from instances of one's own, on choices, and in two processes."""
 
+import gc
 import json
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import FULL, QUICKSTART_POOL, SHORT_RUN, Run, start_cappy
+from conftest import FULL, QUICKSTART_POOL, SHORT_RUN, TINY_SCORER, Run, start_cappy
 
-from cappy_lightning import Cappy
+from cappy_lightning import Cappy, training
+from cappy_lightning.config_loading import load_config
 from cappy_lightning.data.reading import read_table
 from cappy_lightning.data.shards import read_manifest
+from cappy_lightning.scorer.module import CappyModule
 
 ROWS = [json.loads(line) for line in QUICKSTART_POOL.read_text(encoding="utf-8").splitlines()[:40]]
 NO_POOL = ("data.pool=null", "data.max_train=null", "data.max_validation=null")
@@ -111,3 +116,25 @@ def test_dropout_is_at_work_in_training_and_not_in_the_export(
     scorer = Cappy.from_pretrained(tmp_path / "run" / {"lora": "adapter", "full": "model"}[mode])
     pairs = [(ROWS[0]["instruction"], "a"), (ROWS[1]["instruction"], "b")]
     assert scorer.score(pairs).tolist() == scorer.score(pairs).tolist()
+
+
+def test_a_run_leaves_nothing_in_memory_for_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folds, and the tasks of a benchmark, are many runs of one process."""
+    modules: list[weakref.ref[CappyModule]] = []
+    make = training.CappyModule
+
+    def noted(*words: Any) -> CappyModule:
+        assert not any(module() for module in modules)
+        module = make(*words)
+        modules.append(weakref.ref(module))
+        return module
+
+    monkeypatch.setattr(training, "CappyModule", noted)
+    gc.disable()  # it would come at moments of its own
+    try:
+        for name in ("first", "second"):
+            words = (*SHORT_RUN, *FULL, *TINY_SCORER, f"data.pool={QUICKSTART_POOL}", f"run_dir={tmp_path / name}")
+            assert training.finish(load_config(words)) == 0
+    finally:
+        gc.enable()
+    assert len(modules) == 2

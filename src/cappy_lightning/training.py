@@ -1,6 +1,7 @@
 """The job behind `train.py`: prepare, train, export, evaluate, print."""
 
 import dataclasses
+import gc
 import json
 import logging
 import os
@@ -101,6 +102,7 @@ def _upload(run: Path, repository: str) -> None:
 
 
 def _fit(config: Config, run: RunDir) -> int:
+    gc.collect()  # trainers and models refer to each other: what the run of a fold or of a task before this has left
     _quiet_lightning()
     check_logger(config)
     run.wait()
