@@ -9,8 +9,8 @@ padding, data loading. Only the training itself is timed. The loss is that of 1,
 
 import argparse
 import contextlib
+import csv
 import io
-import json
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -71,10 +71,12 @@ def ours(train: list[Instance], steps: int, folder: Path) -> tuple[float, Cappy]
     batch = (f"batch.global_size={MICRO * ACCUMULATED}", f"batch.micro_size={MICRO}")
     rest = ("scorer.dropout=0", f"optimizer.learning_rate={RATE}", "optimizer.warmup=0", "finetune.mode=full")
     run = Path(tempfile.mkdtemp(dir=folder))
-    trainer = (f"trainer.max_steps={steps}", "trainer.validations=1", "trainer.gradient_clip=1")
+    trainer = (f"trainer.max_steps={steps}", "trainer.validations=1", "trainer.gradient_clip=1", "trainer.logger=csv")
     finish(load_config([*data, *batch, *rest, *trainer, f"run_dir={run}"]))
-    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
-    return metrics["train/pairs_per_second"], Cappy.from_pretrained(run / "model")
+    (logged,) = run.rglob("metrics.csv")
+    with logged.open(encoding="utf-8", newline="") as file:
+        rates = [value for row in csv.DictReader(file) if (value := row["train/pairs_per_second"])]
+    return float(rates[-1]), Cappy.from_pretrained(run / "model")
 
 
 def transformers(train: list[Instance], steps: int, folder: Path) -> tuple[float, Cappy]:
