@@ -12,7 +12,7 @@ from hand_pools import POOLS, REWARDS, SELECTIONS, VALUES, selected
 from cappy_lightning.errors import InputError
 from cappy_lightning.records import Candidate, Example, Pool, Selection, normalize
 from cappy_lightning.selection import baselines
-from cappy_lightning.selection.baselines import check_names, first_best, majority
+from cappy_lightning.selection.baselines import check_names, first_best, majority, unanswered
 
 
 def rewards(one: Pool) -> list[float]:
@@ -136,12 +136,13 @@ def test_self_scores_are_left_out_where_a_candidate_has_none() -> None:
     assert values["self_score_sum"] == pytest.approx([2 / 3, 1])
 
 
-def test_a_decoding_is_left_out_where_a_pool_has_no_candidate_of_it() -> None:
+def test_a_decoding_without_an_answer_counts_0() -> None:
     pools = [pool(["a b", "a"], ["greedy", "top_k_4"]), pool(["a b", "a"], ["greedy", "greedy"])]
-    values, skipped = method_values(pools, [selected(p, 0) for p in pools], "cappy")
-    assert skipped["top_k_4"] == "1 of 2 pools have no candidate of this decoding"
-    assert "top_k_4" not in values
+    values, _ = method_values(pools, [selected(p, 0) for p in pools], "cappy")
+    assert values["top_k_4"] == pytest.approx([2 / 3, 0])
     assert values["greedy"] == pytest.approx([1, 5 / 6])
+    assert unanswered(pools) == {"top_k_4": 1}
+    assert unanswered(pools[1:]) == {}
 
 
 @pytest.mark.parametrize("decoding", ["given", "choice"])

@@ -75,8 +75,7 @@ def test_the_average_is_one_over_tasks_and_not_over_examples() -> None:
 
 def test_the_average_of_one_task_is_that_task() -> None:
     report = make_report(ONE_TASK, SELECTIONS)
-    own = {name: value for name, value in report["tasks"]["t"].items() if name != "n_examples"}
-    assert {name: value for name, value in report["average"].items() if name != "n_tasks"} == own
+    assert report["average"] == report["tasks"]["t"] | {"n_tasks": 1}
 
 
 def test_every_interval_is_in_order_and_holds_its_mean() -> None:
@@ -203,6 +202,10 @@ def test_what_is_printed_names_every_method_and_figure() -> None:
     assert "of the way from random to oracle" in text
     assert "of the way from self_score_sum to oracle" in text
     assert "average" not in shown(make_report(ONE_TASK, SELECTIONS))
+    lacking = [*ONE_TASK[:1], replace(ONE_TASK[1], candidates=ONE_TASK[1].candidates[1:])]
+    gone = ONE_TASK[1].candidates[0].decoding
+    picks = [selected(pool, 0) for pool in lacking]
+    assert f"{gone} gave no answer to 1 of 2 examples, which count 0" in shown(make_report(lacking, picks))
     assert "left out: mbr (the candidates are given choices, not samples)" in shown(make_report(*binary(3, 4)))
 
 

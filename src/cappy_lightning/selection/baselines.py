@@ -70,7 +70,7 @@ def method_values(
     """The value of every method on every pool, [method][pool], and the reasons of those left out.
 
     - `random`: the mean over the candidates, what a blind choice gets on average;
-    - one per decoding: the mean over its candidates (`greedy` has one);
+    - one per decoding: the mean over its candidates (`greedy` has one), and 0 where it gave none (`unanswered`);
     - `self_score_sum`, `self_score_mean`: the highest log-likelihood, by sum and per token;
     - `majority`: the most frequent answer, normalized; `mbr`: the highest mean Rouge-L to the others;
     - `most_frequent_class`: where all pools have the same choices, the one that is right most often, whatever is asked;
@@ -95,12 +95,8 @@ def method_values(
             [r for r, c in zip(rs, p.candidates, strict=True) if c.decoding == decoding]
             for rs, p in zip(all_rewards, pools, strict=True)
         ]
-        if decoding in NOT_DECODED:
-            continue
-        if all(own):
-            values[decoding] = [sum(r) / len(r) for r in own]
-        else:
-            skipped[decoding] = f"{sum(not r for r in own)} of {len(pools)} pools have no candidate of this decoding"
+        if decoding not in NOT_DECODED:
+            values[decoding] = [sum(r) / len(r) if r else 0.0 for r in own]
     for name in ("log_likelihood_sum", "log_likelihood_mean"):
         method = name.replace("log_likelihood", "self_score")
         known = [[getattr(c, name) for c in pool.candidates] for pool in pools]
@@ -122,6 +118,14 @@ def method_values(
         pick(name, [selection.index for selection in chosen])
     pick(ORACLE, [first_best(r) for r in all_rewards])
     return values, skipped
+
+
+def unanswered(pools: Sequence[Pool]) -> dict[str, int]:
+    """To how many examples a decoding gave no candidate, of the decodings that gave some; empty answers are none."""
+    given = [{candidate.decoding for candidate in pool.candidates} for pool in pools]
+    decodings = dict.fromkeys(c.decoding for pool in pools for c in pool.candidates if c.decoding not in NOT_DECODED)
+    counts = {decoding: sum(decoding not in own for own in given) for decoding in decodings}
+    return {decoding: count for decoding, count in counts.items() if count}
 
 
 def are_choices(pools: Sequence[Pool]) -> bool:

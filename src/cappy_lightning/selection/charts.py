@@ -48,9 +48,8 @@ def methods_chart(report: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(7, 0.32 * len(names) + 1.2), layout="constrained")
     axis = figure.subplots()
     axis.barh(names, means, color=colors, xerr=np.abs(ends - means), error_kw={"ecolor": "0.35", "capsize": 2})
-    count = sum(task["n_examples"] for task in report["tasks"].values())
     tasks = ", ".join(report["tasks"]) if len(report["tasks"]) < 4 else f"average over {len(report['tasks'])} tasks"
-    title = f"{tasks} ({count} examples)"
+    title = f"{tasks} ({report['average']['n_examples']} examples)"
     axis.set(xlabel=f"{metric_title(report)} x 100", title=title, xlim=(0, None))
     axis.spines[["top", "right"]].set_visible(False)
     return figure

@@ -1,6 +1,6 @@
 """The report: means with paired bootstrap intervals, differences, recovered share and headroom, and more."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +15,16 @@ from cappy_lightning.labeling.rouge import RougeL
 from cappy_lightning.page import Table, print_table
 from cappy_lightning.records import Pool, Selection
 from cappy_lightning.selection.analysis import calibration_bins, length_bias, most_wrong, quality_by_cost
-from cappy_lightning.selection.baselines import FUSED, ORACLE, RANDOM, are_choices, check_names, method_values, rewards
+from cappy_lightning.selection.baselines import (
+    FUSED,
+    ORACLE,
+    RANDOM,
+    are_choices,
+    check_names,
+    method_values,
+    rewards,
+    unanswered,
+)
 from cappy_lightning.selection.bootstrap import interval, percent_range, resample
 from cappy_lightning.selection.classes import class_report, class_tables, shared_classes
 
@@ -80,6 +89,8 @@ def make_report(
             macro_draws.append(macro)
         if skipped:
             tasks[task]["skipped"] = skipped | tasks[task].get("skipped", {})
+        if missing := unanswered(own_pools):
+            tasks[task]["unanswered"] = missing
     common = [name for name in next(iter(means.values())) if all(name in m for m in means.values())]
     names = dict.fromkeys(name for m in means.values() for name in m)
     lacking = {
@@ -89,7 +100,7 @@ def make_report(
     }
     average = {name: float(np.mean([m[name] for m in means.values()])) for name in common}
     average_draws = {name: np.mean([r[name] for r in resampled.values()], axis=0) for name in common}
-    overall = {"n_tasks": len(tasks), **_compare(average, average_draws, scorer_name)}
+    overall = {"n_tasks": len(tasks), "n_examples": len(pools), **_compare(average, average_draws, scorer_name)}
     if curves := [task["by_candidates"] for task in tasks.values() if "by_candidates" in task]:
         overall["by_candidates"] = {
             name: [float(np.mean(values)) for values in zip(*(curve[name] for curve in curves), strict=False)]
@@ -100,6 +111,11 @@ def make_report(
         overall["macro_f1"] = interval(mean, np.mean(macro_draws, axis=0))
     if lacking:
         overall["skipped"] = lacking | overall.get("skipped", {})
+    missing = Counter[str]()
+    for task in tasks.values():
+        missing.update(task.get("unanswered", {}))
+    if of_all := {name: missing[name] for name in common if missing[name]}:
+        overall["unanswered"] = of_all
     flat_scores, flat_gains = (
         np.array([value for own in each for value in own]) for each in ([s.scores for s in selections], gains)
     )
@@ -185,6 +201,10 @@ def report_tables(report: dict[str, Any]) -> list[Table]:
             for name, one in compared.items()
             for share, floor in (("recovered", RANDOM), ("headroom", part["best_baseline"]))
             if share in one
+        ]
+        notes += [
+            f"{name} gave no answer to {count} of {part['n_examples']} examples, which count 0"
+            for name, count in part.get("unanswered", {}).items()
         ]
         notes += [f"left out: {name} ({reason})" for name, reason in part.get("skipped", {}).items()]
         header = ["method", "mean", "interval", *(f"{name} is better by" for name in compared)]
