@@ -178,9 +178,7 @@ def _generate(options: argparse.Namespace) -> int:
     first = next(iter(sources.pools()), None)
     if first and first.candidates and not first.example.choices:
         say("the answers that rows have are left aside: the LLM is asked for all")
-    examples = with_split(
-        lambda: (pool.example for pool in sources.pools()), config.data.validation_fraction, config.data.seed
-    )
+    examples = with_split(sources.distinct, config.data.validation_fraction, config.data.seed)
     for note in sources.notes():
         say(note)
     record_pools(examples, config.backbone, out, part=sources.partial)

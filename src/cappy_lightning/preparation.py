@@ -122,23 +122,16 @@ def _pools(config: Config) -> Iterable[Pool]:
 
 
 def _distinct(source: str) -> list[Example]:
-    """All examples of a file or sources file.
+    """All examples of a file or sources file, each once.
 
     Raises:
         InputError: an id stands twice, with different contents.
     """
     sources = Sources([source])
-    found: dict[tuple[str, str], Example] = {}
-    repeated = 0
-    for pool in sources.pools():
-        example = pool.example
-        first = found.setdefault((example.task, example.id), example)
-        if first != example:
-            raise InputError(source, f"id '{example.id}' of task '{example.task}' stands there twice")
-        repeated += first is not example
-    for note in [*sources.notes(), *([f"{source}: {repeated} rows are repeated and used once"] if repeated else [])]:
+    examples = list(sources.distinct())
+    for note in sources.notes():
         say(note)
-    return list(found.values())
+    return examples
 
 
 def _capped(config: Config, examples: list[Example]) -> list[Example]:

@@ -179,12 +179,16 @@ def test_examples_without_a_split_get_one_and_no_validation_example_is_shown_to_
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, out = tmp_path / "examples.jsonl", tmp_path / "pool.jsonl"
-    path.write_text("".join(json.dumps(replace(e, split=None).to_row()) + "\n" for e in EXAMPLES))
+    rows = [json.dumps(replace(e, split=None).to_row()) + "\n" for e in EXAMPLES]
+    path.write_text("".join([*rows, *rows[:2]]))  # real tables repeat themselves
     words = ["backbone.shots=5", "backbone.max_tokens=2", "data.validation_fraction=0.4"]
     words += ["backbone.decodings={greedy: 1, sampling: 0, temperature_0.7: 0, nucleus_0.9: 0}"]
     assert main(["generate", str(path), "-o", str(out), *words]) == 0
-    assert "the examples name no split: made one of" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "the examples name no split: made one of" in said
+    assert f"{path}: 2 rows are repeated and used once" in said
     pools = read_labelled_pools([out])
+    assert len(pools) == len(EXAMPLES)
     shown = [
         pool
         for pool in pools

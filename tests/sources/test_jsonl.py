@@ -41,17 +41,18 @@ def test_an_id_that_stands_twice_is_refused_by_both_places(
     path = write(tmp_path / "f.jsonl", row, row | {"id": "2"}, row | {"id": same, "instruction": "other"})
     with pytest.raises(InputError) as error:
         read(path)
-    assert str(error.value) == f"{path}:3: id '1' of task 't' stands already at {path}:1"
+    assert str(error.value) == f"{path}:3: id '1' of task 't' stands already at {path}:1, with other contents"
 
 
 @pytest.mark.parametrize(("read", "row"), READERS)
-def test_the_same_content_without_an_id_stands_twice(
-    tmp_path: Path, read: Callable[[Path], Any], row: dict[str, Any]
+@pytest.mark.parametrize("named", [True, False])
+def test_the_same_row_is_used_once(
+    tmp_path: Path, read: Callable[[Path], Any], row: dict[str, Any], named: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    row = {key: value for key, value in row.items() if key != "id"}
-    path = write(tmp_path / "f.jsonl", row, row)
-    with pytest.raises(InputError, match=r"f\.jsonl:2: id '[0-9a-f]{16}' of task 't' stands already at .*f\.jsonl:1$"):
-        read(path)
+    row = row if named else {key: value for key, value in row.items() if key != "id"}
+    path = write(tmp_path / "f.jsonl", row, row, row)
+    assert len(read(path)) == 1
+    assert capsys.readouterr().err == f"{path}: 2 rows are repeated and used once\n"
 
 
 @pytest.mark.parametrize(("read", "row"), READERS)

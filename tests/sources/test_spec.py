@@ -301,3 +301,18 @@ def test_the_t0_recipe_lists_the_collection() -> None:
     with pytest.raises(InputError, match=r"no_such_folder/glue/mrpc/templates.yaml: has no templates.yaml in it"):
         Sources([str(recipe), "templates=no_such_folder"])
     assert recipe.read_text().count("{dataset: ") == 38
+
+
+def test_a_row_that_stands_twice_is_one_example(tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("instruction,references,split\na,x,train\nb,y,train\na,x,train\na,z,train\n")
+    sources = Sources([str(table)])
+    assert [(one.instruction, one.references) for one in sources.distinct()] == [
+        ("a", ("x",)),
+        ("b", ("y",)),
+        ("a", ("z",)),
+    ]
+    assert sources.notes() == [f"{table}: 1 rows are repeated and used once"]
+    table.write_text("instruction,references,split\na,x,train\na,x,validation\n")
+    with pytest.raises(InputError, match="stands there twice, with different contents or splits"):
+        list(sources.distinct())

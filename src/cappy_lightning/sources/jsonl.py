@@ -1,12 +1,15 @@
 """Examples and pools from JSON Lines files, the reference implementation's recorded pools included."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cappy_lightning.errors import InputError
 from cappy_lightning.files import read_jsonl
+from cappy_lightning.progress import say
 from cappy_lightning.records import SPLITS, Example, Pool
+
+T = TypeVar("T", Example, Pool)
 
 #: The field by which a row of the reference implementation is known (github tanyuqian/cappy).
 SAMPLES = "flan_samples"
@@ -28,25 +31,22 @@ def read_pools(path: str | Path, *, labelled: bool = True, answered: bool = True
 
 
 def read_examples(path: str | Path) -> list[Example]:
-    """All examples of a file.
+    """All examples of a file, each once.
 
     Raises:
-        InputError: a line that is no example, or an id that stands twice.
+        InputError: a line that is no example, or an id that stands twice, with different contents.
     """
-    found = [(where, Example.from_row(row, where)) for where, row in read_jsonl(path)]
-    _refuse_doubles(found)
-    return [example for _, example in found]
+    return _distinct(path, ((where, Example.from_row(row, where)) for where, row in read_jsonl(path)), lambda one: one)
 
 
 def read_labelled_pools(paths: Sequence[str | Path]) -> list[Pool]:
-    """All pools of some files, each with references or choices.
+    """All pools of some files, each once, and each with references or choices.
 
     Raises:
-        InputError: a line that is no such pool, or an id that stands twice.
+        InputError: a line that is no such pool, or an id that stands twice, with different contents.
     """
-    found = [(where, pool_from_row(row, where)) for path in paths for where, row in read_jsonl(path)]
-    _refuse_doubles((where, pool.example) for where, pool in found)
-    return [pool for _, pool in found]
+    found = ((where, pool_from_row(row, where)) for path in paths for where, row in read_jsonl(path))
+    return _distinct(paths[0], found, lambda pool: pool.example)
 
 
 def pool_from_row(row: dict[str, Any], where: str, *, labelled: bool = True, answered: bool = True) -> Pool:
@@ -87,9 +87,15 @@ def _from_reference(row: dict[str, Any], where: str) -> dict[str, Any]:
     }
 
 
-def _refuse_doubles(examples: Iterable[tuple[str, Example]]) -> None:
-    seen: dict[tuple[str, str], str] = {}
-    for where, example in examples:
-        first = seen.setdefault((example.task, example.id), where)
-        if first != where:
-            raise InputError(where, f"id '{example.id}' of task '{example.task}' stands already at {first}")
+def _distinct(file: str | Path, found: Iterable[tuple[str, T]], example: Callable[[T], Example]) -> list[T]:
+    known: dict[tuple[str, str], tuple[str, T]] = {}
+    repeated = 0
+    for where, one in found:
+        task, identity = example(one).task, example(one).id
+        first, other = known.setdefault((task, identity), (where, one))
+        if other != one:
+            raise InputError(where, f"id '{identity}' of task '{task}' stands already at {first}, with other contents")
+        repeated += first != where
+    if repeated:
+        say(f"{file}: {repeated} rows are repeated and used once")
+    return [one for _, one in known.values()]

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from cappy_lightning.errors import InputError
 from cappy_lightning.files import find_parts
-from cappy_lightning.records import SPLITS, Pool, Split
+from cappy_lightning.records import SPLITS, Example, Pool, Split
 from cappy_lightning.schema import key, merge
 from cappy_lightning.sources.bigbench import bigbench_examples, fetch
 from cappy_lightning.sources.jsonl import SAMPLES, pool_from_row
@@ -118,7 +118,8 @@ class Sources:
 
     def __init__(self, arguments: Sequence[str], shard: Shard | None = None, *, labelled: bool = True) -> None:
         self._shard = shard or Shard()
-        path = arguments[0]
+        self._path = path = arguments[0]
+        self._repeated = 0
         if path.endswith((".yaml", ".yml")):
             self._config = merge(SourcesConfig, arguments)
         elif Path(path).is_dir():  # parts of a recording
@@ -157,6 +158,28 @@ class Sources:
         for source in self._sources:
             yield from source.pools(self._shard)
 
+    def distinct(self) -> Iterator[Example]:
+        """Every example once, without candidates; after a pass `notes` says how many were repeated.
+
+        Raises:
+            InputError: rows that cannot be read, or an id that stands twice, with different contents or splits.
+        """
+        self._repeated = 0
+        known: dict[int, int] = {}  # hashes, of which millions fit into memory
+        for pool in self.pools():
+            example = pool.example
+            identity, content = hash((example.task, example.id)), hash(example)
+            if identity not in known:
+                known[identity] = content
+                yield example
+            elif known[identity] == content:
+                self._repeated += 1
+            else:
+                raise InputError(
+                    self._path,
+                    f"id '{example.id}' of task '{example.task}' stands there twice, with different contents or splits",
+                )
+
     def apart(self) -> list["Apart"]:
         """Each source by itself."""
         return [Apart(one.dataset, one.split, functools.partial(one.pools, self._shard), one) for one in self._sources]
@@ -172,7 +195,8 @@ class Sources:
 
     def notes(self) -> list[str]:
         """After a pass over `pools`: what was left out of it, and why."""
-        return [note for source in self._sources for note in source.notes]
+        notes = [note for source in self._sources for note in source.notes]
+        return [*notes, f"{self._path}: {self._repeated} rows are repeated and used once"] if self._repeated else notes
 
 
 @dataclass(frozen=True)
