@@ -374,7 +374,7 @@ def _serve(options: argparse.Namespace) -> int:
     try:
         from cappy_lightning.serving.server import serve
     except ModuleNotFoundError as error:
-        problem = f"needs {error.name}, expected pip install '.[serve]' in the checkout"
+        problem = f"needs {error.name}, expected the extra 'serve' (in the checkout: pip install '.[serve]')"
         raise InputError("cappy serve", problem) from None
     serve(lambda: _open_cappy(options, config.select.by), config)
     return 0
