@@ -1,6 +1,6 @@
 """The scorer together with other ways to adapt an LLM to a task, and what each costs.
 
-    python benchmarks/record_pools.py runs/pools
+    python benchmarks/record_pools.py runs/pools auto_categorization object_counting tense
     python benchmarks/llm_adaptation.py runs/pools runs/llm_adaptation
 
 For three BIG-bench tasks (150 training examples, at most 75 held-out ones) and the embedded LLM: prompts without
@@ -57,7 +57,7 @@ def prompted(task: str, recorded: Path, folder: Path) -> dict[str, Any]:
     """The reports of both prompts; leaves the pools of the one with examples in `pool.jsonl`."""
     reports = {}
     for name, shots in SHOTS.items():
-        words = [*RECIPE, "trainer.precision=bf16-mixed", f"data.task={task}", f"backbone.shots={shots}"]
+        words = [*RECIPE, f"data.task={task}", f"backbone.shots={shots}"]
         if shots:
             words.append(f"data.pool={recorded}")
         config = load_config([*words, f"run_dir={folder / name.replace(' ', '_')}"])

@@ -43,7 +43,7 @@ SETTINGS = {
 
 def select(file: Path, task: str, words: tuple[str, ...], out: Path) -> tuple[list[Pool], list[Selection]]:
     """The training pools of a task, and what scorers select of them that have not seen them."""
-    own = (f"data.pool={file}", f"data.task={task}", "trainer.precision=bf16-mixed", "seed=1", f"run_dir={out}")
+    own = (f"data.pool={file}", f"data.task={task}", "seed=1", f"run_dir={out}")
     config = load_config(["conf/bigbench.yaml", *own, *words])
     pools = [pool for pool in read_labelled_pools([file]) if pool.example.split == "train"]
     held: list[Pool] = []

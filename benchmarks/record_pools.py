@@ -1,12 +1,12 @@
 """Record the candidates of BIG-bench tasks once, for several studies of the same pools.
 
-    python benchmarks/record_pools.py runs/pools
+    python benchmarks/record_pools.py runs/pools [TASK ...]
 
-The tasks were fixed by a rule before any result: the generation tasks of the paper with at least 75 examples, of
-whose instructions nine in ten have less than 700 characters, and of whose references nine in ten are ASCII and as
-many have a word of three letters. That makes twelve. Writes `runs/pools/TASK.jsonl`: 200 training and 75 validation
-examples of each task, as far as there are so many, with the candidates that conf/bigbench.yaml asks for. What is
-recorded is not recorded again.
+The tasks, unless some of them are said, were fixed by a rule before any result: the generation tasks of the paper with
+at least 75 examples, of whose instructions nine in ten have less than 700 characters, and of whose references nine in
+ten are ASCII and as many have a word of three letters. That makes twelve. Writes `runs/pools/TASK.jsonl`: 200 training
+and 75 validation examples of each task, as far as there are so many, with the candidates that conf/bigbench.yaml asks
+for. What is recorded is not recorded again.
 """
 
 import sys
@@ -34,9 +34,9 @@ TASKS = (
 )
 
 
-def main(folder: str) -> None:
-    """Record every task."""
-    for task in TASKS:
+def main(folder: str, *tasks: str) -> None:
+    """Record every task, or those that are said."""
+    for task in tasks or TASKS:
         path = Path(folder) / f"{task}.jsonl"
         if path.exists():
             say(f"recorded before: {path}")

@@ -195,13 +195,15 @@ class _Recorder:
         """
         done, total = self._recording.count, self._known.count
         requests = self._requests(backbone.group if backbone else 1)
-        with Ticker("recording", total, done) as ticker:
+        # Examples with choices take no time.
+        with Ticker("recording", self._known.asked.total(), done - self._recording.passed) as ticker:
             for answer in backbone.answer(requests, decodings) if backbone else ():
                 place, example = self._queue.popleft()
                 if place >= done:
                     self._take(example, answer)
                 self._pass_choices()
-                ticker.advance(self._recording.count - ticker.done, info=usage(self._recording, self._config))
+                asked = self._recording.count - self._recording.passed
+                ticker.advance(asked - ticker.done, info=usage(self._recording, self._config))
             for _ in requests:  # without a backbone: nobody is asked
                 pass
             self._pass_choices()
