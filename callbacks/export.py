@@ -11,7 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from cappy_lightning.data.datamodule import CappyDataModule
 from cappy_lightning.errors import InputError
-from cappy_lightning.export import BF16_TOLERANCE, CARD, PROBE, TOLERANCE, export, rebuild
+from cappy_lightning.export import BF16_TOLERANCE, CARD, PROBE, TOLERANCE, exact_products, export, rebuild
 from cappy_lightning.model_card import model_card
 from cappy_lightning.progress import say
 from cappy_lightning.scorer.module import CappyModule
@@ -52,7 +52,8 @@ class Export(pl.Callback):
 
     def _export(self, trainer: pl.Trainer, pl_module: pl.LightningModule, directory: Path) -> None:
         assert isinstance(pl_module, CappyModule)
-        expected = pl_module.score(PROBE)
+        with exact_products():
+            expected = pl_module.score(PROBE)
         if not np.isfinite(expected).all():
             raise InputError("optimizer.learning_rate", "the training diverged, its scores are no numbers")
         weights = trained_weights(trainer, pl_module)
@@ -60,9 +61,9 @@ class Export(pl.Callback):
             exact = all(parameter.dtype == torch.float32 for parameter in pl_module.parameters())
             with torch.random.fork_rng():  # a new head would take from the numbers of the dropout
                 scorer, settings = rebuild(self.config, weights)
-                tolerance = TOLERANCE if exact else BF16_TOLERANCE
+                tolerance, device = TOLERANCE if exact else BF16_TOLERANCE, str(pl_module.device)
                 card = model_card(self.kind, self.config, self.facts(trainer))
-                export(scorer, directory, self.kind, settings, {CARD: card}, expected, tolerance)
+                export(scorer, directory, self.kind, settings, {CARD: card}, expected, tolerance, device)
             say(f"exported and verified: {directory}")
         trainer.strategy.barrier("export")
 

@@ -45,17 +45,19 @@ class Results(pl.Callback):
         #: Metrics of the test instances, named `test/...`.
         self.tests: dict[str, float] = {}
         #: Of this rank and step so far.
-        self._loss, self._own = 0.0, Counter[str]()
+        self._loss: Tensor | float = 0.0
+        self._own = Counter[str]()
         self._last_validation: tuple[Tensor, Tensor] | None = None
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Note the loss of every step, which Lightning hands over in shares, one for each forward and rank."""
-        self._loss += float(outputs["loss"])
+        self._loss = self._loss + outputs["loss"].detach().double()  # read with the step: a GPU is not waited for
         self._own.update(batch["counts"])
         if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
-            own = torch.tensor([self._loss, *self._own.values()], device=trainer.strategy.root_device)
+            own = torch.tensor([0.0, *self._own.values()], device=trainer.strategy.root_device)
+            own[0] = self._loss
             loss, *counts = trainer.strategy.reduce(own, reduce_op="sum").tolist()
             self.losses.append((trainer.global_step, loss / trainer.world_size))
             rate = trainer.optimizers[0].param_groups[0]["lr"]

@@ -84,6 +84,12 @@ def test_a_value_that_no_training_can_use_is_refused(value: str) -> None:
     assert refusal(SOURCE, value).startswith(value.split("=")[0])
 
 
+def test_a_password_in_an_address_is_refused_and_not_shown() -> None:
+    message = refusal(SOURCE, "backbone.kind=openai", "backbone.url=https://me:secret@x/v1")
+    assert message.startswith("backbone.url: holds a name or a password")
+    assert "secret" not in message
+
+
 @pytest.mark.parametrize("key", ["trainer.devices", "trainer.nodes"])
 def test_no_device_at_all_is_refused(key: str) -> None:
     assert refusal(SOURCE, f"{key}=0").startswith(f"{key}: is 0")

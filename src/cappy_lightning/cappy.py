@@ -1,15 +1,12 @@
 """The public API: load a scorer, score pairs, rank and select responses, let an LLM answer."""
 
 import contextlib
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from itertools import islice, tee
 from pathlib import Path
 from typing import Any, Self
-
-import yaml
 
 from cappy_lightning.answering.ahead import Ahead
 from cappy_lightning.answering.scoring import answered, fill_logits, known_logits
@@ -18,7 +15,7 @@ from cappy_lightning.backbones.backbone import Answer, Request
 from cappy_lightning.backbones.generate import asked_decodings, open_backbone, possible_decodings
 from cappy_lightning.backbones.prompts import Prompter
 from cappy_lightning.config import AnswerConfig, Config
-from cappy_lightning.config_loading import NO_DATA, load_config
+from cappy_lightning.config_loading import NO_DATA, load_config, word
 from cappy_lightning.errors import InputError
 from cappy_lightning.instructions import fill_template
 from cappy_lightning.records import BestAnswer, Candidate, Example, Pool, Ranked, Selection
@@ -179,9 +176,11 @@ class Cappy(PretrainedScorer):
     def _answers(
         self, instructions: Iterable[str], config: Config, shots: Sequence[Pair], task: str | None
     ) -> Iterator[BestAnswer]:
+        if self.tasks and task not in self.tasks:
+            raise InputError("task", f"is {task!r}, expected one of {', '.join(self.tasks)}")
         shown = [Example(task or "", "", asked, (response,)) for asked, response in shots]
         prompter = Prompter(config.backbone, {task or "": shown})
-        examples = (Example(task or "", sha256(text.encode()).hexdigest()[:16], text) for text in instructions)
+        examples = (Example(task or "", _identity(text), text) for text in instructions)
         requests = (Request(example, prompter.prompt(example)) for example in examples)
         asked = asked_decodings(config.backbone)
         with contextlib.ExitStack() as stack:
@@ -236,15 +235,16 @@ class Cappy(PretrainedScorer):
 
 def _answer_config(backbone: str | Mapping[str, Any], n: int, limits: Mapping[str, float | None]) -> Config:
     given: dict[str, Any] = {"kind": backbone} if isinstance(backbone, str) else dict(backbone)
-    words = [_word(f"backbone.{name}", value) for name, value in given.items()]
-    words += [_word(f"answer.{name}", value) for name, value in limits.items()]
+    words = [word(f"backbone.{name}", value) for name, value in given.items()]
+    words += [word(f"answer.{name}", value) for name, value in limits.items()]
     return load_config([*sampling_words(n), *words, *NO_DATA])
 
 
-def _word(name: str, value: Any) -> str:
-    """A `key=value` word, as YAML: JSON's escapes are not all YAML's."""
-    text: str = yaml.safe_dump([value], default_flow_style=True, width=math.inf)
-    return f"{name}={text.strip()[1:-1]}"
+def _identity(text: str) -> str:
+    try:
+        return sha256(text.encode()).hexdigest()[:16]
+    except UnicodeEncodeError:  # a lone surrogate, as Python reads bytes on a command line that are no UTF-8
+        raise InputError("instruction", "is not Unicode text") from None
 
 
 def _pool(instruction: str, responses: Sequence[str], task: str | None) -> Pool:

@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from types import MappingProxyType
@@ -17,9 +17,9 @@ from cappy_lightning.command_line import parse
 from cappy_lightning.config import Config
 from cappy_lightning.config_loading import NO_DATA, load_config
 from cappy_lightning.errors import InputError
-from cappy_lightning.files import check_new, find_parts, part_name, stamps, write_json, write_text
+from cappy_lightning.files import check_new, find_parts, open_input, part_name, stamps, write_json, write_text
 from cappy_lightning.progress import console, say, set_quiet, show_places, warn
-from cappy_lightning.records import Pool, Selection
+from cappy_lightning.records import Example, Pool, Selection, check_task
 from cappy_lightning.sources.spec import Shard, Sources, SourcesConfig
 
 if TYPE_CHECKING:
@@ -57,6 +57,10 @@ def _stopped_by_signals() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
+#: What a disk says that is full or broken.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS)
+
+
 def entry() -> None:
     """The console command."""
     sys.exit(main(sys.argv[1:]))
@@ -87,7 +91,7 @@ def main(arguments: Sequence[str]) -> int:
         _drop_output()
         return 128 + signal.SIGPIPE
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in _FULL:
             raise
         warn(f"cappy: {error.filename or 'output'}: cannot be written ({error.strerror})")
         _drop_output()
@@ -126,7 +130,9 @@ def _sampled(options: argparse.Namespace, words: Sequence[str]) -> list[str]:
     """
     from cappy_lightning.answering.stopping import sampling_words
 
-    named = load_config([*words, *NO_DATA]).backbone.decodings != Config().backbone.decodings
+    # Of so many candidates nobody speaks: what differs from it was said.
+    probe = [*sampling_words(1_000_000), *NO_DATA]
+    named = load_config([*probe, *words]).backbone.decodings != load_config(probe).backbone.decodings
     if options.n is not None and (named or options.n < 1):
         problem = (
             "stands beside backbone.decodings, expected one of them" if named else f"is {options.n}, expected 1 up"
@@ -249,6 +255,7 @@ def _split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _score(options: argparse.Namespace) -> int:
     _check_outputs(options.out)
+    _check_input(options.source)
     from cappy_lightning.score import score
 
     score(_open_cappy(options), options.source, options.out, _made_by(options))
@@ -262,6 +269,7 @@ def _select(options: argparse.Namespace) -> int:
         options.config, options.source = [options.source, *options.config], "-"
     config = _load(options.config, "select", "label")
     _check_outputs(options.out, options.report, options.html)
+    _check_input(options.source)
     from cappy_lightning.select import select
 
     cappy = _open_cappy(options, config.select.by)
@@ -296,12 +304,12 @@ def _answer(options: argparse.Namespace) -> int:
     from cappy_lightning.selection.report import metric_title
 
     answered = answer(
-        lambda: (pool.example for pool in sources.pools()),
+        lambda: (_of_task(pool.example, cappy.tasks, options.source) for pool in sources.pools()),
         cappy,
         config,
         out,
         part=sources.partial,
-        made_by={"scorer": options.scorer, "adapter": options.adapter, "select": config.select.by},
+        made_by=_made_by(options) | {"select": config.select.by},
     )
     options.out = str(out)
     given = answered.given(config.label)
@@ -310,6 +318,11 @@ def _answer(options: argparse.Namespace) -> int:
     if given:
         say_given(given, metric_title(report) if report else "reward")
     return 0
+
+
+def _of_task(example: Example, tasks: Collection[str], source: str) -> Example:
+    check_task(example.task, tasks, f"{source}: example {example.id}")
+    return example
 
 
 def _answer_one(options: argparse.Namespace, *sections: str) -> int:
@@ -326,6 +339,7 @@ def _answer_one(options: argparse.Namespace, *sections: str) -> int:
         stop=limits.stop,
         budget_tokens=limits.budget_tokens,
         abstain=limits.abstain,
+        task=options.task,
     )
     if best.problem:
         raise InputError("backbone", f"gives no answer ({best.problem})")
@@ -354,7 +368,7 @@ def _calibrate(options: argparse.Namespace) -> int:
     pools = read_held_out(options.source)
     cappy = _open_cappy(options, config.select.by)
     result = calibrate(cappy, pools, config, options.keep, options.precision)
-    text = f"# cappy calibrate {options.source} --scorer {options.scorer}\n{overlay(result)}"
+    text = f"# cappy calibrate {options.source} --scorer {options.scorer}\n{overlay(result, config.select.by)}"
     if options.out == "-":
         print(text, end="")
     else:
@@ -404,6 +418,7 @@ def _report(
     """
     from cappy_lightning.page import write_page
     from cappy_lightning.selection.charts import report_page
+    from cappy_lightning.selection.engine import selections_beside
     from cappy_lightning.selection.report import make_report, print_report
 
     report = None
@@ -411,7 +426,8 @@ def _report(
         if not judged:
             raise InputError(options.source, "no report: no pool has references or choices")
         pools, own, final = zip(*judged, strict=True)
-        report = make_report(pools, own, label=config.label, fused=final if fused else None)
+        others = selections_beside(getattr(options, "beside", ()), pools)
+        report = make_report(pools, own, label=config.label, fused=final if fused else None, beside=others)
     except InputError as error:  # the selections are as good without it
         if options.report or options.html:
             raise
@@ -440,6 +456,13 @@ def _check_outputs(*paths: str | None) -> None:
         check_new(path)
         if path != "-" and named.count(path) > 1:
             raise InputError(path, "is named twice, expected a file of its own for each output")
+
+
+def _check_input(source: str) -> None:
+    """Refuse before a scorer is loaded what cannot be read."""
+    if not Path(source).is_dir():
+        with open_input(source):
+            pass
 
 
 def _open_cappy(options: argparse.Namespace, by: str = "scorer") -> "Cappy":
@@ -487,7 +510,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     words = list(options.config)
     for key, value in (("backbone.kind", options.backbone), ("scorer.base", options.scorer)):
         words += [f"{key}={value}"] if value else []
-    return evaluate_bigbench(words, options.tasks, Path(options.out), shard, options.json)
+    return evaluate_bigbench(words, options.tasks, Path(options.out), shard, options.json, options.beside)
 
 
 def _memory(options: argparse.Namespace) -> int:

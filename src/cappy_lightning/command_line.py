@@ -159,6 +159,7 @@ def _parser() -> argparse.ArgumentParser:
     _scorer_options(select, "POOL.jsonl")
     select.add_argument("config", nargs="*", metavar="[select.by=fused] [label.key=value ...]")
     select.add_argument("--split", choices=SPLITS, help="only pools of this one; default: all")
+    _beside(select)
     select.add_argument("--report", metavar="REPORT.json", help="write the report as JSON, too")
     select.add_argument("--html", metavar="PAGE.html", help="write the report as one self-contained page, too")
 
@@ -184,6 +185,7 @@ def _parser() -> argparse.ArgumentParser:
     answer.add_argument("-o", "--out", metavar="ANSWERS.jsonl")
     _candidates(answer)
     answer.add_argument("--instruction", metavar="TEXT", help="answer this one, on standard output")
+    answer.add_argument("--task", metavar="NAME", help="with --instruction: whose adapter, of several")
     answer.add_argument("--shard", metavar="I/N", help="only part I (from 0) of N, into a place of its own in OUT")
     answer.add_argument("--json", action="store_true", help="with --instruction: print answer and candidates as JSON")
     answer.add_argument("--report", metavar="REPORT.json", help="write the report as JSON, too")
@@ -270,6 +272,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     bigbench.add_argument("--backbone", metavar="KIND", help="the same as backbone.kind=KIND")
     bigbench.add_argument("--scorer", metavar="BASE", help="what is adapted to each task; the same as scorer.base=BASE")
+    _beside(bigbench)
     bigbench.add_argument("--shard", metavar="I/N", help="only every Nth task, from task I (from 0); for job arrays")
     bigbench.add_argument("--json", action="store_true", help="print the report as one JSON object")
 
@@ -371,6 +374,17 @@ def _source_options(parser: argparse.ArgumentParser, what: str, out: str, sectio
     parser.add_argument("config", nargs="*", metavar=f"[RECIPE.yaml ...] [{section}.key=value ...]")
     parser.add_argument("-o", "--out", required=True, metavar=out, help="what is made, new")
     parser.add_argument("--shard", metavar="I/N", help="only part I (from 0) of N, into a place of its own in OUT")
+
+
+def _beside(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--beside",
+        action="append",
+        default=[],
+        metavar="SCORER",
+        help="another scorer as a row of the report, used as it is: any classifier with one logit, such as a reward"
+        " model or a reranker; can be repeated",
+    )
 
 
 def _scorer_options(parser: argparse.ArgumentParser, what: str) -> None:

@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import yaml
+
 from cappy_lightning.config import BackboneConfig, Config
 from cappy_lightning.errors import InputError
 from cappy_lightning.schema import merge
@@ -32,6 +34,12 @@ def load_config(arguments: Sequence[str]) -> Config:
     return config
 
 
+def word(name: str, value: Any) -> str:
+    """A `key=value` word, as YAML: JSON's escapes are not all YAML's."""
+    text: str = yaml.safe_dump([value], default_flow_style=True, width=math.inf)
+    return f"{name}={text.strip()[1:-1]}"
+
+
 def check_config(config: Config) -> None:
     """Check what the types cannot say.
 
@@ -49,6 +57,8 @@ def check_config(config: Config) -> None:
     scorer, finetune, data, batch = config.scorer, config.finetune, config.data, config.batch
     trainer, optimizer, backbone = config.trainer, config.optimizer, config.backbone
     expect(0 <= config.seed < 2**32, "seed", "0 to 4294967295")
+    if backbone.url and "@" in backbone.url.partition("://")[2].partition("/")[0]:
+        raise InputError("backbone.url", "holds a name or a password, expected a key in $OPENAI_API_KEY instead")
     expect(scorer.activation in (None, "sigmoid", "identity"), "scorer.activation", "sigmoid, identity or null")
     expect(scorer.truncate_instruction in ("left", "right"), "scorer.truncate_instruction", "left or right")
     expect(scorer.max_length >= 8, "scorer.max_length", "at least 8 tokens")

@@ -30,7 +30,7 @@ def fold_configs(config: Config, pools: Sequence[Pool]) -> list[Config]:
         if rank() == 0:
             write_text(file, "".join(to_line(pool.to_row()) for pool in _with_split(pools, fold, count)))
         data = replace(config.data, pool=[str(file)], task=None, examples=None, max_train=None, max_validation=None)
-        trainer = replace(config.trainer, max_steps=steps, validations=1)
+        trainer = replace(config.trainer, max_steps=steps, validations=1, logger="none")
         run = {"run_dir": str(folder / str(fold)), "push_to_hub": None, "select": SelectConfig()}
         configs.append(replace(config, data=data, trainer=trainer, **run))  # type: ignore[arg-type]
     return configs

@@ -1,6 +1,7 @@
 """Exports: what a training has learned as an adapter, a model directory or ONNX, each loaded back and compared."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,7 @@ def export(
     beside: Mapping[str, str],
     expected: Floats,
     tolerance: float,
+    device: str,
 ) -> Floats:
     """Write an export, load it back, and let it take its place only if it gives the same scores.
 
@@ -102,6 +104,7 @@ def export(
         beside: texts to be put into it, by file name: its model card, and where there is one its fusion.
         expected: the scores of `PROBE`, [pairs].
         tolerance: the largest difference that is allowed.
+        device: on which they were computed, where the export computes its own.
 
     Returns:
         the differences, [pairs].
@@ -117,7 +120,8 @@ def export(
             write_model(scorer, scratch)
         else:
             write_onnx(scorer, scratch, int8=kind == "onnx-int8")
-        found = PretrainedScorer.from_pretrained(scratch).score(PROBE)
+        with exact_products():
+            found = PretrainedScorer.from_pretrained(scratch, device=None if "onnx" in kind else device).score(PROBE)
         for name, text in beside.items():
             write_text(scratch / name, text)
         differences: Floats = np.abs(found - expected)
@@ -127,6 +131,17 @@ def export(
                 f" expected at most {tolerance}"
             )
     return differences
+
+
+@contextlib.contextmanager
+def exact_products() -> Iterator[None]:
+    """Products of fp32 numbers as such: a GPU would otherwise take TF32's for them where the training lets it."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def check_hub_token() -> None:
@@ -198,9 +213,10 @@ def export_any(source: str, directory: Path, kind: str | None) -> str:
     beside = {CARD: model_card(kind, checkpoint[CONFIG], checkpoint_facts(checkpoint))} if checkpoint else {}
     if fusion := find_fusion(source):
         beside[FUSION] = fusion.read_text(encoding="utf-8")
-    expected = PretrainedScorer(scorer).score(PROBE)
+    with exact_products():
+        expected = PretrainedScorer(scorer).score(PROBE)
     tolerance = {"onnx": ONNX_TOLERANCE, "onnx-int8": INT8_TOLERANCE}.get(kind, TOLERANCE)
-    differences = export(scorer, directory, kind, settings, beside, expected, tolerance)
+    differences = export(scorer, directory, kind, settings, beside, expected, tolerance, str(scorer.device))
     return (
         f"exported and verified: {directory} ({kind}); on {len(PROBE)} texts its scores differ by"
         f" {differences.mean():.1g} on average, {differences.max():.1g} at most"

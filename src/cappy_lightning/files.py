@@ -214,11 +214,11 @@ def file_sha256(path: Path) -> str:
 
 
 def stamps(places: Iterable[str]) -> dict[str, list[int]]:
-    """Size and time of the local files, and of those in local folders: whether something has changed."""
+    """Size and time of the local files, and of those below local folders: whether something has changed."""
     files = [
         file
         for place in map(Path, places)
-        for file in (sorted(place.iterdir()) if place.is_dir() else [place])
+        for file in (sorted(place.rglob("*")) if place.is_dir() else [place])
         if file.is_file()
     ]
     return {str(file): [file.stat().st_size, file.stat().st_mtime_ns] for file in files}

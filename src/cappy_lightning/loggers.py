@@ -46,6 +46,13 @@ def open_logger(config: Config, run: Path, step: int) -> Logger | None:
     return None
 
 
+def close_logger(logger: Logger) -> None:
+    """Everything is logged: a later run in this process begins one of its own."""
+    logger.finalize("success")
+    if isinstance(logger, WandbLogger):
+        logger.experiment.finish()
+
+
 def _wandb_id(run: Path) -> str:
     """The same for every start of a run, so that its curves go on; only the first rank's counts."""
     file = run / LOGS / "wandb_id"

@@ -88,19 +88,20 @@ def split_pools(config: Config, pools: Sequence[Pool]) -> tuple[list[Pool], list
 
 
 def validation_pools(config: Config) -> list[Pool]:
-    """The pools that a run of this config is evaluated on, in its order.
+    """The pools that a finished run of this config was evaluated on, in its order.
 
     Raises:
-        InputError: data that cannot be read.
+        InputError: data that cannot be read, or a recording that is gone.
     """
-    return split_pools(config, list(_pools(config)))[1]
+    return split_pools(config, list(_pools(config, record=False)))[1]
 
 
-def _pools(config: Config) -> Iterable[Pool]:
+def _pools(config: Config, *, record: bool = True) -> Iterable[Pool]:
     """The pools of the config, recorded from the backbone where only examples are given."""
     data = config.data
     if data.pool:
-        return read_labelled_pools(data.pool)
+        pools = read_labelled_pools(data.pool)
+        return _of_task(data.task, pools, data.pool[0]) if data.task else pools
     if data.task:
         examples = _capped(config, bigbench_examples(data.task))
     else:
@@ -116,9 +117,20 @@ def _pools(config: Config) -> Iterable[Pool]:
     if rank() == 0:
         if path.exists():
             say(f"candidates were recorded before: {path}")
+        elif not record:
+            raise InputError(path, "is missing, expected the candidates that the finished run was evaluated on")
         else:
             record_pools(lambda: examples, config.backbone, path)
     return read_labelled_pools([path])
+
+
+def _of_task(task: str, pools: Sequence[Pool], path: str) -> list[Pool]:
+    """The pools of one task, of a file that may have several."""
+    own = [pool for pool in pools if pool.example.task == task]
+    if not own:
+        others = ", ".join(sorted({pool.example.task for pool in pools})[:5])
+        raise InputError(path, f"has no pool of the task '{task}', expected some (its tasks: {others})")
+    return own
 
 
 def _distinct(source: str) -> list[Example]:

@@ -343,6 +343,8 @@ class Selection:
             numbers.append(tuple(_number({key: value}, key, where) or 0.0 for value in values))
         scores, logits = numbers
         response = pool.candidates[index].response
+        if row.get("response") != response:
+            raise InputError(where, f"field 'response' is not candidate {index} of its pool, expected the same pools")
         return cls(index, response, scores[index], scores, logits, pool.example.task, pool.example.id)
 
     def to_row(self) -> dict[str, Any]:

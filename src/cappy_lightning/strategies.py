@@ -11,6 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.plugins.precision import DeepSpeedPrecision
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Strategy
 from torch import Tensor, nn
 
@@ -44,6 +45,14 @@ class WholeCheckpoints(TorchCheckpointIO):
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """See `read_checkpoint`."""
         return read_checkpoint(Path(path))
+
+
+class ZeroPrecision(DeepSpeedPrecision):
+    """Lightning's own, which leaves batches as they are: scores of instances stay fp32, the rest are whole numbers."""
+
+    def convert_input(self, data: Any) -> Any:
+        """As it is."""
+        return data
 
 
 class ZeroStrategy(DeepSpeedStrategy):
@@ -136,7 +145,8 @@ class ZeroStrategy(DeepSpeedStrategy):
         flats = zero.single_partition_of_fp32_groups if self.stage < 3 else zero.fp32_partitioned_groups_flat
         for flat in flats:
             zeros = {kind: torch.zeros_like(flat.data) for kind in MOMENTS}
-            zero.optimizer.state[flat] = {"step": int(step) if self.offload else step.clone(), **zeros}
+            own = int(step) if self.offload else step.to(flat.device, copy=True)
+            zero.optimizer.state[flat] = {"step": own, **zeros}
         if self.stage < 3:  # what DeepSpeed does after the first step; until then moments cannot be set
             zero._lazy_init_hp_params_optimizer_state()
         trained = self._trained()

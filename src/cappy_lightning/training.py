@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import numpy as np
@@ -31,14 +31,14 @@ from cappy_lightning.data.stream import example_number
 from cappy_lightning.errors import InputError
 from cappy_lightning.export import CARD, check_hub_token, push
 from cappy_lightning.files import remove, to_line, write_json, write_text
-from cappy_lightning.loggers import check_logger, open_logger
+from cappy_lightning.loggers import check_logger, close_logger, open_logger
 from cappy_lightning.model_card import model_card
 from cappy_lightning.preparation import Prepared, prepare
 from cappy_lightning.progress import console, say, show_places
 from cappy_lightning.records import Pool
 from cappy_lightning.run_dir import FOLDS, METRICS, SELECTIONS, RunDir, job_folder, rank
 from cappy_lightning.scorer.adapter import add_adapter
-from cappy_lightning.scorer.forward import can_unpad, plain_attention, unpad
+from cappy_lightning.scorer.forward import can_unpad, encoder_of, has_kernels, plain_attention, unpad
 from cappy_lightning.scorer.metrics import validation_metrics
 from cappy_lightning.scorer.model import (
     Scorer,
@@ -55,7 +55,7 @@ from cappy_lightning.selection.fusion import FILE as FUSION
 from cappy_lightning.selection.fusion import Fusion
 from cappy_lightning.selection.report import make_report, print_report
 from cappy_lightning.slurm.restarts import note_start
-from cappy_lightning.strategies import WholeCheckpoints, make_strategy
+from cappy_lightning.strategies import WholeCheckpoints, ZeroPrecision, make_strategy
 
 #: In a run directory: where its export was uploaded, by repository.
 UPLOADED = "uploaded.json"
@@ -133,10 +133,12 @@ def _fit(config: Config, run: RunDir) -> int:
     export = Export(run.path, told, steps, results)
     trainer = _fit_trainer(config, run.path, steps, results, export)
     on_cpu, half = isinstance(trainer.accelerator, CPUAccelerator), config.trainer.precision == "bf16-mixed"
-    if can_unpad(scorer.config, training=True) and (on_cpu or half) and not config.trainer.compile:
+    if can_unpad(scorer.config, training=True) and (on_cpu or (half and has_kernels())) and not config.trainer.compile:
         unpad(scorer.model, scorer.encoder)
     elif on_cpu and half:
         plain_attention(scorer.model)
+    elif half and rank() == 0 and can_unpad(scorer.config, training=False):
+        say("batches are padded: without attention dropout (scorer.dropout=0) and trainer.compile they need not be")
     run.commit()
     latest = latest_checkpoint(run.path / CHECKPOINTS)
     step = (checkpoint_step(latest) if latest else None) or 0
@@ -165,7 +167,7 @@ def _fit(config: Config, run: RunDir) -> int:
         results.write(report, _facts(told))
         if trainer.logger:  # the last round is not the trainer's
             trainer.logger.log_metrics(results.metrics | results.tests, steps)
-            trainer.logger.finalize("success")
+            close_logger(trainer.logger)
     return 0
 
 
@@ -217,7 +219,7 @@ def _build(config: Config, run: Path, directories: Sequence[str]) -> tuple[Score
     if config.trainer.activation_checkpointing:
         checkpoint_activations(scorer)
     if config.trainer.compile:
-        scorer.model.compile(dynamic=True)
+        encoder_of(scorer.model).compile(dynamic=True)
     scorer.model.train()  # a loaded model is in evaluation mode, without dropout, and Lightning leaves that as it is
     told["parameters_trained"] = sum(p.numel() for p in scorer.model.parameters() if p.requires_grad)
     if rank() == 0:
@@ -238,12 +240,14 @@ def _fit_trainer(config: Config, run: Path, steps: int, results: Results, export
     # One step more than an even share: the last round is not the trainer's, but comes after the export.
     validate_every = steps // config.trainer.validations + 1
     accumulate = config.batch.global_size // (config.batch.micro_size * _ranks(config))
+    zero, precision = config.trainer.strategy.startswith("zero"), cast(Any, config.trainer.precision)
     checkpoint = RunCheckpoint(run / CHECKPOINTS, config.trainer.checkpoint_every, steps, validate_every, results)
     return _trainer(
         config,
         make_strategy(config.trainer, config.batch),
         [StepProgress(steps, run, results), results, export, checkpoint],
-        plugins=[] if config.trainer.strategy.startswith("zero") else [WholeCheckpoints()],
+        plugins=[ZeroPrecision(precision)] if zero else [WholeCheckpoints()],
+        precision=None if zero else precision,
         max_epochs=1,  # one Lightning epoch is the whole training: the stream knows the real ones
         max_steps=steps,
         accumulate_grad_batches=accumulate,
@@ -271,7 +275,6 @@ def _trainer(
             devices=config.trainer.devices,
             num_nodes=config.trainer.nodes,
             strategy=strategy,
-            precision=config.trainer.precision,  # type: ignore[arg-type]  # checked by the schema
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
             logger=False,
@@ -292,7 +295,8 @@ def _evaluate_instances(config: Config, directory: Path, datamodule: CappyDataMo
     if datamodule.encoder.packed_from is not None:
         unpad(scorer.model, scorer.encoder)
     module = CappyModule(scorer, config.optimizer, datamodule.total_steps)
-    trainer = _trainer(config, "ddp" if _ranks(config) > 1 else "auto", [])
+    precision = config.trainer.precision
+    trainer = _trainer(config, "ddp" if _ranks(config) > 1 else "auto", [], precision=precision)
     (values,) = trainer.validate(module, datamodule=datamodule, verbose=False)
     assert module.last_validation is not None
     results.add_validation(datamodule.total_steps, dict(values), *module.last_validation)

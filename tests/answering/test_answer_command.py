@@ -189,6 +189,13 @@ def test_one_instruction_is_answered_on_standard_output(cappy: Run, adapter: Pat
     unsure = cappy("answer", *RECORDED, "--instruction", asked, "--scorer", adapter, "answer.abstain=1")
     assert (unsure.returncode, unsure.stdout) == (0, "")
     assert "not sure: the best score is below answer.abstain=1.0" in unsure.stderr
+    several = ("--adapter", f"a={adapter}", "--adapter", f"b={adapter}")
+    task = cappy("answer", *RECORDED, "--instruction", asked, "--scorer", "embedded", *several, "--task", "b")
+    assert (task.returncode, task.stdout) == (0, f"{best.response}\n")
+    missing = cappy("answer", *RECORDED, "--instruction", asked, "--scorer", "embedded", *several)
+    assert (missing.returncode, missing.stderr.splitlines()[-1]) == (2, "cappy: task: is None, expected one of a, b")
+    broken = cappy("answer", *RECORDED, "--instruction", "Gr\udcf6sse", "--scorer", adapter)
+    assert (broken.returncode, broken.stderr.splitlines()[-1]) == (2, "cappy: instruction: is not Unicode text")
     nothing = cappy("answer", *RECORDED, "--instruction", "never heard", "--scorer", adapter)
     assert (nothing.returncode, nothing.stdout) == (2, "")
     assert "gives no answer (no recorded pool has this instruction)" in nothing.stderr
@@ -202,6 +209,7 @@ def test_one_instruction_is_answered_on_standard_output(cappy: Run, adapter: Pat
         (("{questions}", "-o", "{questions}"), "questions.jsonl: exists already, expected a new file"),
         (("{questions}", "-o", "{new}", "answer.stop=7"), "answer.stop: is 7.0, expected a score from 0 to 1"),
         (("{questions}", "-o", "{new}", "-n", "0"), "-n: is 0, expected 1 up"),
+        (("{questions}", "-o", "{new}", "-n", "3", "backbone.decodings={{sampling: 4}}"), "-n: stands beside backbone"),
         (("{questions}", "-o", "{new}", "answer.step=0"), "answer.step: is 0, expected at least 1"),
         (("{questions}", "-o", "{new}", "backbone.shots=2"), "backbone.shots: is 2, but only 0 training examples"),
     ],

@@ -99,6 +99,7 @@ def test_the_command_writes_an_overlay_and_says_what_it_promises(cappy: Run, lor
     written = load_config([str(out), *NO_DATA]).answer
     assert (written.step, written.stop, written.abstain) == (3, result["stop"], result["abstain"])
     assert yaml.safe_load(out.read_text()).keys() == {"answer", "backbone"}
+    assert yaml.safe_load(overlay(result, "fused"))["select"] == {"by": "fused"}
     # What is sampled is what was calibrated.
     sampled_kinds = {"greedy": 1, "sampling": 4, "temperature_0.7": 4, "nucleus_0.9": 4}
     assert load_config(["backbone.decodings.top_k_3=1", str(out), *NO_DATA]).backbone.decodings == {

@@ -321,10 +321,10 @@ def test_a_damaged_adapter_is_refused_with_the_reason(lora_run: Path, tmp_path: 
 def test_an_export_with_other_scores_does_not_count(full_run: Path, tmp_path: Path) -> None:
     scorer = Cappy.from_pretrained(full_run / "model").scorer
     expected = Cappy(scorer).score(PROBE)
-    export(scorer, tmp_path / "model", "model", {}, {}, expected, tolerance=1e-5)
+    export(scorer, tmp_path / "model", "model", {}, {}, expected, tolerance=1e-5, device="cpu")
     before = (tmp_path / "model" / "model.safetensors").stat()
     with pytest.raises(RuntimeError, match=r"the export's scores differ from the trained ones by 1\.00e-01"):
-        export(scorer, tmp_path / "model", "model", {}, {}, expected + np.float32(0.1), tolerance=1e-5)
+        export(scorer, tmp_path / "model", "model", {}, {}, expected + np.float32(0.1), tolerance=1e-5, device="cpu")
     assert (tmp_path / "model" / "model.safetensors").stat() == before
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 

@@ -128,6 +128,38 @@ def test_bad_words_are_one_line(cappy: Run, words: list[str], tmp_path: Path, mo
     assert not (tmp_path / "out").exists()
 
 
+def test_without_a_recipe_nothing_is_run(cappy: Run, tmp_path: Path) -> None:
+    done = cappy("evaluate", "bigbench", "--backbone", "embedded", "--tasks", "tense", "-o", tmp_path / "out")
+    assert done.returncode == 2
+    assert (
+        done.stderr == "cappy: cappy evaluate bigbench: no recipe, expected RECIPE.yaml, such as conf/bigbench.yaml\n"
+    )
+
+
+def test_one_file_can_have_the_pools_of_all_tasks_and_another_scorer_is_a_row(
+    cappy: Run, words: list[str], evaluated: Path, lora_run: Path, tmp_path: Path
+) -> None:
+    folder = Path(next(word for word in words if word.startswith("data.pool=")).removeprefix("data.pool=")).parent
+    (tmp_path / "all.jsonl").write_text("".join((folder / f"{task}.jsonl").read_text() for task in TASKS))
+    quick = [word for word in words if not word.startswith(("select.by", "data.pool"))]
+    other, out = str(lora_run / "adapter"), tmp_path / "o #1: out"  # as YAML this would be a comment, or a mapping
+    command = (*quick, f"data.pool={tmp_path}/all.jsonl", "--tasks", ",".join(TASKS), "-o", out, "--beside", other)
+    done = cappy(*command)
+    assert done.returncode == 0, done.stderr
+    ours, theirs = (json.loads((place / "report.json").read_text()) for place in (out, evaluated))
+    for task in TASKS:
+        assert ours["tasks"][task]["n_examples"] == theirs["tasks"][task]["n_examples"]
+        assert ours["tasks"][task]["methods"]["mbr"] == theirs["tasks"][task]["methods"]["mbr"]
+    assert 0 < ours["average"]["methods"][other]["mean"] < 1
+    assert other in ours["average"]["differences"]
+    assert "candidates: recorded (data.pool)" in (out / "report.html").read_text()
+    pools = tmp_path / "all.jsonl"
+    pools.write_text(pools.read_text().replace('"response": "', '"response": "x'))
+    done = cappy(*command)
+    assert done.returncode == 2
+    assert "field 'response' is not candidate" in done.stderr
+
+
 def test_published_figures_are_of_the_papers_tasks() -> None:
     published = published_bigbench()
     assert tuple(sorted(published)) == tuple(sorted(GENERATION_TASKS))

@@ -81,14 +81,23 @@ def test_a_test_file_gives_the_accuracies_computed_by_hand(cappy: Run, lora_run:
     assert done.returncode == 0, done.stderr
     part = report_of(out)["datasets"]["pots"]
     assert (part["n_rows"], part["n_examples"]) == (3, 6)
-    assert {name: (own["n_examples"], own["accuracy"]) for name, own in part["templates"].items()} == {
+    found = {name: (own["n_examples"], own["accuracy"]["mean"]) for name, own in part["templates"].items()}
+    assert found == {
         "is it": (3, pytest.approx(2 / 3)),
         "it is": (3, pytest.approx(2 / 3)),
     }
     for name, own in part["templates"].items():
+        assert own["accuracy"]["low"] == 0  # of three examples, two of them right, none is right in one of 27 resamples
+        assert own["accuracy"]["high"] == 1
         assert own["macro_f1"] == pytest.approx(macro_f1(tests, name, lora_run))
     assert part["accuracy"]["mean"] == pytest.approx(4 / 6)
     assert part["random"] == pytest.approx((3 / 3 + 3 / 2) / 6)
+    by_example: dict[tuple[str, int], list[tuple[str, int]]] = {}
+    for row in map(json.loads, tests.read_text().splitlines()):
+        by_example.setdefault((row["template_name"], row["example_idx"]), []).append((row["response"], row["label"]))
+    for name, extreme in (("shortest", min), ("longest", max)):  # of equally long ones the first
+        right = [extreme(rows, key=lambda pair: len(pair[0]))[1] for rows in by_example.values()]
+        assert part[name] == pytest.approx(sum(right) / 6)
     # Rows got 2, 1 and 1 of 2 right: no resample can be below 1/2 or above 1.
     assert 0.5 <= part["accuracy"]["low"] < 4 / 6 < part["accuracy"]["high"] <= 1
     assert report_of(out)["average"]["accuracy"] == part["accuracy"]
@@ -124,8 +133,8 @@ def test_templates_are_classified_and_the_average_is_over_data_sets(
         pair = (f"{mail} Praise or complaint?", ("Praise", "Complaint")), (f"Is this praise? {mail}", ("Yes", "No"))
         right.append([scorer.select(*one).index == label for one in pair])
     one, two = report["datasets"].values()
-    assert one["templates"]["short"]["accuracy"] == sum(first for first, _ in right) / 4
-    assert one["templates"]["in/out"]["accuracy"] == sum(second for _, second in right) / 4
+    assert one["templates"]["short"]["accuracy"]["mean"] == sum(first for first, _ in right) / 4
+    assert one["templates"]["in/out"]["accuracy"]["mean"] == sum(second for _, second in right) / 4
     assert two["accuracy"]["mean"] == pytest.approx(sum(map(sum, right[:3])) / 6)
     mean = (one["accuracy"]["mean"] + two["accuracy"]["mean"]) / 2
     assert report["average"]["accuracy"]["mean"] == pytest.approx(mean)
@@ -154,6 +163,11 @@ def test_what_is_finished_is_not_classified_again(
     with open(sources.with_name("two.jsonl"), "a", encoding="utf-8") as stream:
         stream.write('{"mail": "Thanks a lot!", "label": 0}\n')
     done = cappy(*words, tmp_path / "out")
+    assert (done.returncode, "or these have changed since" in done.stderr) == (2, True)
+    assert cappy(*words, tmp_path / "again").returncode == 0
+    templates = sources.with_name("templates.yaml")
+    templates.write_text(templates.read_text().replace("Is this praise?", "Is that praise?"))
+    done = cappy(*words, tmp_path / "again")
     assert (done.returncode, "or these have changed since" in done.stderr) == (2, True)
     done = cappy(*words, lora_run)
     assert (done.returncode, "holds other files, expected a new directory" in done.stderr) == (2, True)
@@ -187,6 +201,30 @@ def test_data_sets_without_choices_are_refused(cappy: Run, lora_run: Path, tmp_p
     done = cappy("evaluate", "promptsource", path, "--scorer", lora_run / "adapter", "-o", tmp_path / "out")
     assert done.returncode == 2
     assert "open: has no example with choices, expected what can be classified" in done.stderr
+
+
+def test_tasks_of_a_table_do_not_share_rows_and_training_rows_are_told(
+    cappy: Run, lora_run: Path, tmp_path: Path
+) -> None:
+    row = {"instruction": "Is a cup a pot?", "choices": ["yes", "no"], "label": 1}
+    rows = [row | {"task": task, "id": str(n), "split": "train"} for task in ("a", "b") for n in range(3)]
+    (tmp_path / "table.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    done = cappy(
+        *("evaluate", "promptsource", tmp_path / "table.jsonl", "--scorer", lora_run / "adapter"),
+        *("-o", tmp_path / "out"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert report_of(tmp_path / "out")["datasets"]["table"]["n_rows"] == 6
+    assert "table: 6 examples are of the split train, which the scorer may know" in done.stderr
+
+
+def test_a_test_file_stands_beside_published_figures_that_are_of_one_split() -> None:
+    rows = {"right": [1, 0], "examples": [1, 1], "random": [0.5, 0.5], "shortest": [1, 1], "longest": [0, 0]}
+    result = {"notes": [], "templates": {"t": {"right": 1, "examples": 2}}, "rows": rows}
+    names = ("super_glue/cb", "anli")
+    report = promptsource.make_accuracy_report(dict.fromkeys(names, result), {name: (name, "") for name in names})
+    assert report["datasets"]["super_glue/cb"]["known_as"] == "CB"
+    assert "known_as" not in report["datasets"]["anli"]  # three splits have figures
 
 
 def test_published_accuracies_average_to_the_papers() -> None:

@@ -116,6 +116,26 @@ def test_packed_batches_in_bf16_stay_near_those_in_fp32() -> None:
     assert torch.allclose(found, expected, atol=6e-2)
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_the_head_is_exact_where_the_encoder_computes_in_bf16(packed: bool) -> None:
+    scorer, pairs = made("roberta")
+    if packed:
+        unpad(scorer.model, scorer.encoder)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = scorer.logits(scorer.encoder.batch(pairs))
+    assert (found != found.bfloat16()).float().mean() > 0.8
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_the_head_of_a_scorer_in_bf16_is_exact(model_type: str, tmp_path: Path) -> None:
+    scorer, _ = made(model_type)
+    Cappy(scorer).save_pretrained(tmp_path)
+    exact, half = Cappy.from_pretrained(tmp_path), Cappy.from_pretrained(tmp_path, dtype="bfloat16")
+    found = torch.from_numpy(half.logits(PAIRS))
+    assert (found != found.bfloat16()).float().mean() > 0.8
+    assert np.corrcoef(exact.logits(PAIRS), found)[0, 1] > 0.98
+
+
 @pytest.mark.parametrize("mode", ["full", "lora", "layers"])
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
 def test_plain_attention_changes_no_score_and_no_export(model_type: str, mode: str, tmp_path: Path) -> None:

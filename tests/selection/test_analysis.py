@@ -27,16 +27,16 @@ def test_quality_by_cost_is_the_mean_over_all_subsets() -> None:
     selections, rewards = drawn(6, (5, 6, 7))
     curve = quality_by_cost(selections, rewards, "mine")
     assert list(curve) == ["mine", "oracle"]
-    for n in range(1, 6):
+    for n in range(1, 8):  # a pool with fewer candidates gives all it has
         found: dict[str, list[float]] = {"mine": [], "oracle": []}
         for selection, own in zip(selections, rewards, strict=True):
-            subsets = list(itertools.combinations(range(len(own)), n))
+            subsets = list(itertools.combinations(range(len(own)), min(n, len(own))))
             first = [max(subset, key=lambda i: (selection.logits[i], -i)) for subset in subsets]
             found["mine"].append(float(np.mean([own[i] for i in first])))
             found["oracle"].append(float(np.mean([max(own[i] for i in subset) for subset in subsets])))
         for name, values in found.items():
             assert curve[name][n - 1] == pytest.approx(np.mean(values)), (name, n)
-    assert len(curve["mine"]) == len(curve["oracle"]) == 5
+    assert len(curve["mine"]) == len(curve["oracle"]) == 7
 
 
 def test_with_one_candidate_it_is_random_and_with_all_it_is_the_selection() -> None:
@@ -47,12 +47,12 @@ def test_with_one_candidate_it_is_random_and_with_all_it_is_the_selection() -> N
         assert curve[name][-1] == pytest.approx(report["methods"][name]["mean"])
 
 
-def test_the_average_curve_ends_with_the_smallest_pool() -> None:
+def test_in_the_average_curve_a_task_with_fewer_candidates_gives_what_it_has() -> None:
     smaller = Pool(POOLS[2].example, POOLS[2].candidates[:3])
     report = make_report([*POOLS[:2], smaller], [*SELECTIONS[:2], selected(smaller, 2)])
     own = [part["by_candidates"]["cappy"] for part in report["tasks"].values()]
     assert list(map(len, own)) == [4, 3]
-    expected = [(one + other) / 2 for one, other in zip(own[0][:3], own[1], strict=True)]
+    expected = [(one + other) / 2 for one, other in zip(own[0], [*own[1], own[1][-1]], strict=True)]
     assert report["average"]["by_candidates"]["cappy"] == pytest.approx(expected)
 
 

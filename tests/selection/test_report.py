@@ -212,3 +212,15 @@ def test_what_is_printed_names_every_method_and_figure() -> None:
 @pytest.mark.parametrize("task", ["math[hard]", "[red]", "[/s]"])
 def test_a_name_is_printed_as_it_is(task: str) -> None:
     assert f"{task}, 4 examples" in shown(make_report(*binary(3, 4, task)))
+
+
+def test_other_scorers_are_baselines_and_a_fusion_is_what_is_looked_at() -> None:
+    other = [selected(pool, 3) for pool in ONE_TASK]  # 1/3, 1, 0
+    fused = [selected(pool, index) for pool, index in zip(ONE_TASK, (0, 0, 2), strict=True)]  # 2/3, 0, 1
+    report = make_report(ONE_TASK, SELECTIONS, fused=fused, beside={"reranker": other})
+    part = report["tasks"]["t"]
+    assert part["methods"]["reranker"]["mean"] == pytest.approx(4 / 9)
+    assert part["differences"]["reranker"]["mean"] == pytest.approx(8 / 9 - 4 / 9)
+    assert [row["selected"]["reward"] for row in report["most_wrong"]] == pytest.approx([0, 2 / 3])
+    with pytest.raises(InputError, match="is 'mbr', which is a baseline's name"):
+        make_report(ONE_TASK, SELECTIONS, beside={"mbr": other})

@@ -12,6 +12,7 @@ A reward is what the metric says of a candidate, in [0, 1].
 """
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -211,7 +212,8 @@ def calibrate(
     coverage = _coverage(*sampled.stopped(stop)[1:])
     if abstain == np.inf:
         most = max(reward for _, reward in coverage)
-        raise InputError("--precision", f"is {precision}, expected what can be reached, at most {most:.2f}")
+        shown = math.floor(1000 * most) / 1000
+        raise InputError("--precision", f"is {precision}, expected what can be reached, at most {shown}")
     counts, scores, own_rewards = _held_out(sampled, thresholds)
     given = ~np.isnan(scores)
     result: dict[str, Any] = {
@@ -241,9 +243,15 @@ def calibrate(
     return result
 
 
-def overlay(result: dict[str, Any]) -> str:
-    """The thresholds, and the decodings they are for, as YAML for `cappy answer` and `cappy serve`."""
-    lines = ["answer:"]
+def overlay(result: dict[str, Any], by: str = "scorer") -> str:
+    """The thresholds, and what they are for, as YAML for `cappy answer` and `cappy serve`.
+
+    Args:
+        result: of `calibrate`.
+        by: `select.by` of its config.
+    """
+    lines = [] if by == "scorer" else ["select:", f"  by: {by}"]
+    lines += ["answer:"]
     lines += [f"  {name}: {result[name]}" for name in ("step", "stop", "abstain") if result[name] is not None]
     if result["decodings"] is not None:
         counts = dict.fromkeys(BackboneConfig().decodings, 0) | result["decodings"]

@@ -11,7 +11,7 @@ from typing import Any
 
 from cappy_lightning.callbacks.results import REPORT
 from cappy_lightning.config import Config
-from cappy_lightning.config_loading import load_config
+from cappy_lightning.config_loading import load_config, word
 from cappy_lightning.errors import InputError
 from cappy_lightning.evaluation.published import published_bigbench
 from cappy_lightning.files import make_dir, read_jsonl, write_json
@@ -22,7 +22,8 @@ from cappy_lightning.records import Pool, Selection
 from cappy_lightning.run_dir import rank, read_selections, versions
 from cappy_lightning.selection.baselines import FUSED, ORACLE, RANDOM
 from cappy_lightning.selection.charts import methods_chart, report_page
-from cappy_lightning.selection.report import make_report, metric_title, report_tables
+from cappy_lightning.selection.engine import selections_beside
+from cappy_lightning.selection.report import average_table, make_report, metric_title
 from cappy_lightning.sources.bigbench import GENERATION_TASKS, cached_path, fetch, is_name
 from cappy_lightning.sources.spec import Shard
 from cappy_lightning.training import finish
@@ -30,7 +31,9 @@ from cappy_lightning.training import finish
 PAGE, PICTURE = "report.html", "report.png"
 
 
-def evaluate_bigbench(words: Sequence[str], tasks: Sequence[str], out: Path, shard: Shard, as_json: bool) -> int:
+def evaluate_bigbench(
+    words: Sequence[str], tasks: Sequence[str], out: Path, shard: Shard, as_json: bool, beside: Sequence[str] = ()
+) -> int:
     """Run every task of the shard that is not finished; once all tasks are, make the report.
 
     Args:
@@ -39,6 +42,7 @@ def evaluate_bigbench(words: Sequence[str], tasks: Sequence[str], out: Path, sha
         out: the directory of it all.
         shard: which of the tasks, for job arrays.
         as_json: print the report as JSON instead of tables.
+        beside: other scorers, used as they are, as baselines.
 
     Returns:
         the exit code: 0, or that of a run that was stopped by a signal.
@@ -46,6 +50,8 @@ def evaluate_bigbench(words: Sequence[str], tasks: Sequence[str], out: Path, sha
     Raises:
         InputError: words, tasks or a directory that cannot be used, or a task that failed, when the others are done.
     """
+    if not any(one.endswith((".yaml", ".yml")) for one in words):
+        raise InputError("cappy evaluate bigbench", "no recipe, expected RECIPE.yaml, such as conf/bigbench.yaml")
     names = _fetched(tasks, load_config([*words, "data.task=task"]))
     configs = {task: _task_config(words, task, out) for task in names}
     make_dir(out)
@@ -71,7 +77,7 @@ def evaluate_bigbench(words: Sequence[str], tasks: Sequence[str], out: Path, sha
         if as_json:
             print(json.dumps({"directory": str(out), "waiting": waiting}))
     elif rank() == 0:
-        report = _gather(configs)
+        report = _gather(configs, beside)
         _write(report, out)
         _show(report, out, as_json)
     return 0
@@ -104,10 +110,10 @@ def _fetched(tasks: Sequence[str], config: Config) -> list[str]:
 
 
 def _task_config(words: Sequence[str], task: str, out: Path) -> Config:
-    return load_config([*words, f"data.task={task}", f"name={task}", f"run_dir={out / 'tasks' / task}"])
+    return load_config([*words, f"data.task={task}", f"name={task}", word("run_dir", str(out / "tasks" / task))])
 
 
-def _gather(configs: dict[str, Config]) -> dict[str, Any]:
+def _gather(configs: dict[str, Config], beside: Sequence[str]) -> dict[str, Any]:
     """One report over the tasks."""
     pools: list[Pool] = []
     scorer: list[Selection] = []
@@ -120,18 +126,25 @@ def _gather(configs: dict[str, Config]) -> dict[str, Any]:
         fused += chosen
         scorer += [one.by_scorer(pool) for one, pool in zip(chosen, held, strict=True)]
     by_fusion = fused if config.select.by == "fused" else None
-    report = make_report(pools, scorer, config.scorer.name, config.label, fused=by_fusion)
+    others = selections_beside(beside, pools)
+    report = make_report(pools, scorer, config.scorer.name, config.label, fused=by_fusion, beside=others)
     known = published_bigbench()
-    told = {"backbone": vars(config.backbone), "scorer_base": config.scorer.base, "versions": versions()}
+    asked = {"pools": [pool for own in configs.values() for pool in own.data.pool]}
+    if not config.data.pool:
+        asked = vars(config.backbone)
+    told = {"candidates": asked, "scorer_base": config.scorer.base, "versions": versions()}
     return report | {"published": {task: known[task] for task in configs if task in known}, "made_by": told}
 
 
 def _write(report: dict[str, Any], out: Path) -> None:
     write_json(out / REPORT, report)
     write_picture(methods_chart(report), out / PICTURE)
-    backbone = report["made_by"]["backbone"]
+    asked = report["made_by"]["candidates"]
+    of = "recorded (data.pool)"
+    if "kind" in asked:
+        of = f"{asked['kind']} {asked['model'] or ''}, {asked['shots'] if asked['kind'] != 'recorded' else 0} shots"
     facts = [
-        f"candidates: {backbone['kind']} {backbone['model'] or ''}, {backbone['shots']} shots",
+        f"candidates: {of}",
         f"scorer: {report['scorer']}, adapted from {report['made_by']['scorer_base']}",
     ]
     tables = [task_table(report), published_table(report)]
@@ -143,7 +156,7 @@ def _show(report: dict[str, Any], out: Path, as_json: bool) -> None:
         print(json.dumps({"directory": str(out)} | report))
         return
     screen = console()
-    for table in (task_table(report), report_tables(report)[-1], published_table(report)):
+    for table in (task_table(report), average_table(report), published_table(report)):
         print_table(table, screen, bold=(report["scorer"], FUSED), dim=(ORACLE,))
     show_places(out / REPORT, out / PAGE)
 

@@ -5,8 +5,8 @@ Each data set's result lies in `OUT/datasets` as soon as it is there: what is fi
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -21,37 +21,19 @@ from cappy_lightning.page import Page, Table, print_table, write_page, write_pic
 from cappy_lightning.progress import Ticker, console, say, show_places
 from cappy_lightning.records import Example, Pool
 from cappy_lightning.scorer.pretrained import PretrainedScorer
-from cappy_lightning.selection.bootstrap import interval, percent_range, resample
+from cappy_lightning.selection.baselines import first_best
+from cappy_lightning.selection.bootstrap import RESAMPLES, interval, percent_range, resample
 from cappy_lightning.selection.classes import macro_f1
 from cappy_lightning.selection.engine import select_from_pools
-from cappy_lightning.sources.spec import Sources
+from cappy_lightning.sources.spec import Dataset, Sources
 
 REPORT, PAGE, PICTURE, MADE_BY, DATASETS = "report.json", "report.html", "report.png", "made_by.json", "datasets"
 
 #: Pools that are scored before the progress is shown again.
 BLOCK = 256
 
-
-@dataclass(frozen=True)
-class Dataset:
-    """A data set to be classified.
-
-    Attributes:
-        name: as PromptSource names it.
-        split: by its name in the data set, where known.
-        pools: its examples, with choices, under the tasks `NAME/TEMPLATE`.
-        notes: after a pass over these, what was left out.
-    """
-
-    name: str
-    split: str | None
-    pools: Callable[[], Iterator[Pool]]
-    notes: Callable[[], list[str]] = list
-
-    @property
-    def key(self) -> str:
-        """Its name in reports and, with other slashes, of its file."""
-        return f"{self.name} {self.split}" if self.split else self.name
+#: Choices that do not look at the question.
+BLIND = ("random", "shortest", "longest")
 
 
 def evaluate_promptsource(
@@ -78,7 +60,7 @@ def evaluate_promptsource(
         missing = [dataset for dataset in datasets if not _file(out, dataset).exists()]
         # Before the directory is claimed: what cannot be loaded leaves nothing behind.
         loaded = PretrainedScorer.from_pretrained(scorer, adapter, activation=activation) if missing else None
-        _claim(out, made_by | {"stamps": stamps([*source, scorer, *([adapter] if adapter else []), *read])})
+        _claim(out, made_by | {"stamps": stamps([scorer, *([adapter] if adapter else []), *read])})
         for dataset in missing:
             assert loaded is not None
             say(f"{dataset.key}: data set {datasets.index(dataset) + 1} of {len(datasets)}")
@@ -113,13 +95,7 @@ def open_datasets(source: Sequence[str]) -> tuple[list[Dataset], list[str]]:
         datasets, read = _of_test_file(source[0]), [source[0]]
     else:
         sources = Sources(source)
-        datasets = [Dataset(one.dataset, one.split, one.pools, one.notes) for one in sources.apart()]
-        read = [
-            place
-            for one in sources.described()["sources"]
-            for place in (*one["files"], one["templates"], one["dataset"])
-            if place
-        ]
+        datasets, read = sources.apart(), sources.places
     keys = [dataset.key for dataset in datasets]
     for key in keys:
         if keys.count(key) > 1:
@@ -177,8 +153,8 @@ def classify(scorer: PretrainedScorer, dataset: Dataset) -> dict[str, Any]:
 
     Returns:
         `templates`: of each its `right` ones, `examples`, and `macro_f1` where all have the same choices; `rows`, with
-        a value for each row of the data set over the templates: `right`, `examples` and `random`, the expected number
-        that a blind choice gets right; and `notes`.
+        a value for each row of the data set over the templates: `right`, `examples`, `random`, the expected number
+        that a blind choice gets right, and `shortest` and `longest`, what these choices get right; and `notes`.
 
     Raises:
         InputError: there is no example with choices.
@@ -187,32 +163,37 @@ def classify(scorer: PretrainedScorer, dataset: Dataset) -> dict[str, Any]:
     answers: dict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
     choices: dict[str, frozenset[str] | None] = {}
     rights: Counter[str] = Counter()
-    rows: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-    random: dict[str, float] = defaultdict(float)
-    open_ended = 0
+    #: By row, which all templates of a data set share, what was counted.
+    rows: dict[tuple[str, str], dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    open_ended = trained = 0
     pools = dataset.pools()
     with Ticker(f"classifying {dataset.key}", None, 0) as ticker:
-        while block := _block(pools):
+        while block := list(islice(pools, BLOCK)):
             closed = [pool for pool in block if pool.example.choices]
             open_ended += len(block) - len(closed)
             for pool, selection in zip(closed, select_from_pools(scorer, closed), strict=True):
-                example = pool.example
+                example, own = pool.example, list(pool.example.choices)
                 right = int(selection.response == example.right_choice)
                 template = example.task.removeprefix(f"{dataset.name}/")
-                if choices.setdefault(template, frozenset(example.choices)) != frozenset(example.choices):
+                if choices.setdefault(template, frozenset(own)) != frozenset(own):
                     choices[template] = None
                 # Without classes there is nothing to tell apart.
                 answers[template][(example.right_choice, selection.response) if choices[template] else ("", "")] += 1
                 rights[template] += right
-                rows[example.id][0] += right
-                rows[example.id][1] += 1
-                random[example.id] += 1 / len(example.choices)
+                trained += example.split == "train"
+                row = rows["" if template != example.task else example.task, example.id]
+                row["right"] += right
+                row["examples"] += 1
+                row["random"] += 1 / len(own)
+                for name, sign in (("shortest", -1), ("longest", 1)):
+                    row[name] += own[first_best([sign * len(choice) for choice in own])] == example.right_choice
             ticker.advance(len(block))
     if not rows:
         raise InputError(dataset.key, "has no example with choices, expected what can be classified")
     notes = [
         *dataset.notes(),
         *([f"{dataset.key}: {open_ended} examples without choices are left out"] if open_ended else []),
+        *([f"{dataset.key}: {trained} examples are of the split train, which the scorer may know"] if trained else []),
     ]
     for note in notes:
         say(note)
@@ -223,16 +204,8 @@ def classify(scorer: PretrainedScorer, dataset: Dataset) -> dict[str, Any]:
             | ({"macro_f1": macro_f1(own)} if choices[name] else {})
             for name, own in answers.items()
         },
-        "rows": {
-            "right": [right for right, _ in rows.values()],
-            "examples": [count for _, count in rows.values()],
-            "random": list(random.values()),
-        },
+        "rows": {name: [row[name] for row in rows.values()] for name in ("right", "examples", *BLIND)},
     }
-
-
-def _block(pools: Iterator[Pool]) -> list[Pool]:
-    return [pool for _, pool in zip(range(BLOCK), pools, strict=False)]
 
 
 def make_accuracy_report(
@@ -251,8 +224,8 @@ def make_accuracy_report(
     datasets: dict[str, Any] = {}
     draws = []
     for key, result in results.items():
-        columns = np.array([result["rows"][name] for name in ("right", "examples", "random")], dtype=np.float64)
-        right, examples, random = columns.sum(axis=1)
+        columns = np.array([result["rows"][name] for name in ("right", "examples", *BLIND)], dtype=np.float64)
+        right, examples, *blind = columns.sum(axis=1)
         # A row is resampled with all its templates.
         sampled = resample(columns[:2], generator)
         draws.append(sampled[0] / sampled[1])
@@ -261,15 +234,18 @@ def make_accuracy_report(
             "n_examples": int(examples),
             "notes": result["notes"],
             "accuracy": interval(right / examples, draws[-1]),
-            "random": random / examples,
+            **{name: value / examples for name, value in zip(BLIND, blind, strict=True)},
             "templates": {
-                name: {"n_examples": own["examples"], "accuracy": own["right"] / own["examples"]}
+                name: {"n_examples": own["examples"], "accuracy": _accuracy(own["right"], own["examples"], generator)}
                 | ({"macro_f1": own["macro_f1"]} if "macro_f1" in own else {})
                 for name, own in result["templates"].items()
             },
         }
-        if known_as[key] in published:
-            datasets[key]["known_as"], datasets[key]["published"] = published[known_as[key]]
+        name, split = known_as[key]
+        # A test file does not name its split.
+        known = [figures for (one, part), figures in published.items() if one == name and split in ("", part)]
+        if len(known) == 1:
+            datasets[key]["known_as"], datasets[key]["published"] = known[0]
     mean = float(np.mean([one["accuracy"]["mean"] for one in datasets.values()]))
     return {
         "metric": "accuracy",
@@ -277,9 +253,14 @@ def make_accuracy_report(
         "average": {
             "n_datasets": len(datasets),
             "accuracy": interval(mean, np.mean(draws, axis=0)),
-            "random": float(np.mean([one["random"] for one in datasets.values()])),
+            **{name: float(np.mean([one[name] for one in datasets.values()])) for name in BLIND},
         },
     }
+
+
+def _accuracy(right: int, examples: int, generator: np.random.Generator) -> dict[str, float]:
+    """With its interval: the number of right ones among as many examples drawn again is binomial."""
+    return interval(right / examples, generator.binomial(examples, right / examples, RESAMPLES) / examples)
 
 
 def accuracy_tables(report: dict[str, Any]) -> list[Table]:
@@ -289,20 +270,21 @@ def accuracy_tables(report: dict[str, Any]) -> list[Table]:
     rows = []
     for key, part in [*parts.items(), ("average", report["average"])]:
         accuracy = part["accuracy"]
-        row = [part.get("known_as", key), part.get("n_rows", ""), f"{100 * part['random']:.1f}"]
+        row = [part.get("known_as", key), part.get("n_rows", ""), *(f"{100 * part[name]:.1f}" for name in BLIND)]
         row += [f"{100 * accuracy['mean']:.1f}", f"[{percent_range(accuracy)}]"]
         known = part.get("published", {})
         if key == "average" and all("published" in one for one in parts.values()):
             known = {name: float(np.mean([one["published"][name] for one in parts.values()])) for name in models}
         rows.append([*row, *(f"{100 * known[name]:.1f}" if name in known else "" for name in models)])
-    header = ["data set", "rows", "random", "accuracy", "interval", *models]
+    header = ["data set", "rows", *BLIND, "accuracy", "interval", *models]
     note = "Right of the interval: as published (arXiv 2311.06720)." if models else ""
     by_template = [
         [
             key,
             name,
             own["n_examples"],
-            f"{100 * own['accuracy']:.1f}",
+            f"{100 * own['accuracy']['mean']:.1f}",
+            f"[{percent_range(own['accuracy'])}]",
             f"{100 * own['macro_f1']:.1f}" if "macro_f1" in own else "",
         ]
         for key, part in parts.items()
@@ -310,7 +292,7 @@ def accuracy_tables(report: dict[str, Any]) -> list[Table]:
     ]
     return [
         Table("Accuracy x 100 with 95% intervals", header, rows, note),
-        Table("By template", ["data set", "template", "examples", "accuracy", "macro-F1"], by_template),
+        Table("By template", ["data set", "template", "examples", "accuracy", "interval", "macro-F1"], by_template),
     ]
 
 

@@ -82,15 +82,6 @@ def skip_other_tokens(model: Any) -> None:
         last.attention.output.register_forward_pre_hook(model.first_tokens)
 
 
-def padded_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    """Raw outputs of the head for a padded batch, [pairs, 1]."""
-    whole: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    if first_tokens := getattr(whole, "first_tokens", None):
-        first_tokens.of_batch(None)
-    logits: Tensor = model(**inputs).logits
-    return logits
-
-
 def can_unpad(config: Any, *, training: bool) -> bool:
     """Whether a model can do without padding.
 
@@ -101,6 +92,11 @@ def can_unpad(config: Any, *, training: bool) -> bool:
         training: whether dropout counts.
     """
     return config.model_type in _HEADS and not (training and config.attention_probs_dropout_prob)
+
+
+def has_kernels() -> bool:
+    """Whether the GPU has the kernels of `torch.nn.attention.varlen`: those of Ampere and later do."""
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
 
 
 def unpad(model: Any, encoder: PairEncoder) -> None:
@@ -135,23 +131,44 @@ def _set_attention(model: Any, name: str) -> None:
             module.config._attn_implementation = name
 
 
-def unpadded_logits(model: nn.Module, packed: dict[str, Any]) -> Tensor:
-    """Raw outputs of the head for a packed batch, [pairs, 1].
+def encoder_of(model: nn.Module) -> nn.Module:
+    """The encoder under the head of a model, or of the PEFT model around one."""
+    whole: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    found: nn.Module = getattr(whole, whole.base_model_prefix)
+    return found
+
+
+def raw_logits(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+    """Raw outputs of the head for a batch, [pairs, 1].
+
+    The head of a known architecture computes in the precision of its weights, also where the encoder has less: in bf16
+    logits of 2 or more differ by 1/64 at least, and equally good candidates would be the first one's.
 
     Args:
-        model: after `unpad`.
-        packed: from its encoder, on the model's device.
+        model: a one-logit classifier of transformers, or the PEFT model around one.
+        inputs: of its `PairEncoder`, padded, or packed after `unpad`, on the model's device.
     """
     whole: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    assert whole.config._attn_implementation == NAME, "every pair would attend to all others"
-    whole.first_tokens.of_batch(packed)
-    encoder = getattr(whole, whole.base_model_prefix)
-    starts, longest = packed["starts"], packed["longest"]
-    inputs = {name: value for name, value in packed.items() if name.endswith("_ids")}
-    hidden = encoder(
-        **inputs, cu_seq_lens_q=starts, cu_seq_lens_k=starts, max_length_q=longest, max_length_k=longest
-    ).last_hidden_state
-    return _HEADS[whole.config.model_type](whole, hidden[0])
+    if whole.config.model_type not in _HEADS or not hasattr(whole, "first_tokens"):
+        logits: Tensor = model(**inputs).logits
+        return logits
+    packed = "starts" in inputs
+    whole.first_tokens.of_batch(inputs if packed else None)
+    options = inputs
+    if packed:
+        assert whole.config._attn_implementation == NAME, "every pair would attend to all others"
+        options = {name: value for name, value in inputs.items() if name.endswith("_ids")}
+        options |= {"cu_seq_lens_q": inputs["starts"], "max_length_q": inputs["longest"]}
+    hidden = encoder_of(model)(**options).last_hidden_state
+    first = hidden[0] if packed else hidden[:, 0]
+    with torch.autocast(first.device.type, enabled=False):
+        return _HEADS[whole.config.model_type](whole, first.to(next(whole.classifier.parameters()).dtype))
+
+
+def keep_exact(module: nn.Module) -> None:
+    """Let a module have fp32 weights and inputs, whatever the rest of the model has."""
+    module.float()
+    module.register_forward_pre_hook(lambda _, inputs: tuple(tensor.float() for tensor in inputs))
 
 
 def _attention(

@@ -26,7 +26,7 @@ class Inference:
         scorer: on any device.
 
     Attributes:
-        tokens: of a forward, padding included; halved whenever the memory of a GPU does not suffice.
+        tokens: of a forward, padding included; half of what the memory of a GPU has not sufficed for.
     """
 
     def __init__(self, scorer: Scorer) -> None:
@@ -61,14 +61,16 @@ class Inference:
         order = sorted(encoded, key=lambda pair: (-len(encoded[pair].ids), pair))
         training = self.scorer.model.training
         self.scorer.model.eval()
-        with torch.inference_mode():
-            found, start = [], 0
-            while start < len(order):
-                count = max(1, self.tokens // len(encoded[order[start]].ids))
-                found.append(self._forward([encoded[pair] for pair in order[start : start + count]]))
-                start += count
-            values = torch.cat(found).tolist()  # the only time that the device is waited for
-        self.scorer.model.train(training)
+        try:
+            with torch.inference_mode():
+                found, start = [], 0
+                while start < len(order):
+                    count = max(1, self.tokens // len(encoded[order[start]].ids))
+                    found.append(self._forward([encoded[pair] for pair in order[start : start + count]]))
+                    start += count
+                values = torch.cat(found).tolist()
+        finally:
+            self.scorer.model.train(training)
         logits = dict(zip(order, values, strict=True))
         return [logits[pair] for pair in pairs]
 
@@ -80,7 +82,7 @@ class Inference:
                 raise
         # Outside of the handler, whose traceback keeps the tensors.
         torch.cuda.empty_cache()
-        self.tokens = max(1, self.tokens // 2)
+        self.tokens = max(1, len(pairs) * max(len(pair.ids) for pair in pairs) // 2)
         half = len(pairs) // 2
         return torch.cat([self._forward(pairs[:half]), self._forward(pairs[half:])])
 

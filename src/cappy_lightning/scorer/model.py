@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from cappy_lightning.config import ScorerConfig
 from cappy_lightning.errors import InputError
 from cappy_lightning.scorer.encoding import PairEncoder, Side
-from cappy_lightning.scorer.forward import padded_logits, skip_other_tokens, unpadded_logits
+from cappy_lightning.scorer.forward import raw_logits, skip_other_tokens
 
 Activation = Literal["sigmoid", "identity"]
 
@@ -107,8 +107,7 @@ class Scorer:
 
     def logits(self, inputs: dict[str, Any]) -> Tensor:
         """Raw fp32 outputs of the head for a batch of the encoder, padded or packed, [pairs]."""
-        forward = unpadded_logits if "starts" in inputs else padded_logits
-        return forward(self.model, inputs).squeeze(-1).float()
+        return raw_logits(self.model, inputs).squeeze(-1).float()
 
     def scores(self, logits: Tensor) -> Tensor:
         """Scores in [0, 1] of logits: their sigmoid, or the clamped logit of a linear regressor."""
@@ -389,7 +388,8 @@ def named_failures(name: str) -> Iterator[None]:
     """Turn what transformers raises for bad names and broken files into one line, and keep it quiet."""
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
-    logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)
+    for chatty in ("transformers.modeling_utils", "huggingface_hub"):  # ours is the one line
+        logging.getLogger(chatty).setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
     try:
         yield

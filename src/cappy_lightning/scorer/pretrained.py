@@ -15,9 +15,9 @@ from cappy_lightning.config import ScorerConfig
 from cappy_lightning.errors import InputError
 from cappy_lightning.files import atomic_path
 from cappy_lightning.scorer.adapter import find_adapter, load_adapter, read_settings
-from cappy_lightning.scorer.forward import can_unpad, unpad
+from cappy_lightning.scorer.forward import can_unpad, has_kernels, keep_exact, unpad
 from cappy_lightning.scorer.inference import Inference, Pair
-from cappy_lightning.scorer.model import Scorer, build_scorer, named_failures, stored_settings
+from cappy_lightning.scorer.model import Scorer, build_scorer, head_names, named_failures, stored_settings
 from cappy_lightning.scorer.onnx import OnnxModel, is_onnx, read_onnx
 from cappy_lightning.scorer.saving import write_model
 
@@ -101,8 +101,12 @@ class PretrainedScorer:
             load_adapter(scorer, directory, own_settings, name)
         scorer.model.eval().requires_grad_(False)
         scorer.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"), DTYPES[dtype])
-        if scorer.device.type == "cuda" and dtype == "bfloat16" and can_unpad(scorer.config, training=False):
-            unpad(scorer.model, scorer.encoder)
+        if dtype == "bfloat16":
+            for name, module in scorer.model.named_modules():
+                if name.rpartition(".")[2] in head_names(scorer.config.model_type):
+                    keep_exact(module)
+            if scorer.device.type == "cuda" and has_kernels() and can_unpad(scorer.config, training=False):
+                unpad(scorer.model, scorer.encoder)
         loaded = cls(scorer)  # how many tokens a forward has goes by the device
         loaded._try(str(path))
         loaded.tasks = tuple(adapters) if isinstance(adapter, Mapping) else ()

@@ -25,12 +25,13 @@ def quality_by_cost(
     """What choosing among n candidates gives, n = 1 ... N, by the scorer and at best.
 
     Expected over all subsets of n of a pool's N candidates: the candidate at place j (from 0) of a ranking is
-    chosen from C(N - 1 - j, n - 1) of the C(N, n) subsets. N is the number of candidates of the smallest pool.
+    chosen from C(N - 1 - j, n - 1) of the C(N, n) subsets. N is the number of candidates of the largest pool; of
+    pools with fewer than n all are taken.
 
     Returns:
         by the scorer's name and `oracle`, a value for each n.
     """
-    most = min(map(len, rewards))
+    most = max(map(len, rewards))
     curve: dict[str, list[float]] = {}
     for name in (scorer_name, ORACLE):
         total = np.zeros(most)
@@ -48,7 +49,7 @@ def _chances(count: int, most: int) -> Floats:
     return np.array(
         [
             [math.comb(count - 1 - place, n - 1) / math.comb(count, n) for place in range(count)]
-            for n in range(1, most + 1)
+            for n in (min(n, count) for n in range(1, most + 1))
         ]
     )
 

@@ -5,6 +5,7 @@ from itertools import islice
 
 import numpy as np
 
+from cappy_lightning.progress import say
 from cappy_lightning.records import Pool, Selection
 from cappy_lightning.scorer.pretrained import PretrainedScorer
 
@@ -21,6 +22,24 @@ def select_from_pools(scorer: PretrainedScorer, pools: Iterable[Pool]) -> Iterat
         logits = iter(scorer.logits(pairs, tasks).tolist())
         for pool in chunk:
             yield select_by_logits(scorer, pool, list(islice(logits, len(pool.candidates))))
+
+
+def selections_beside(names: Iterable[str], pools: Sequence[Pool]) -> dict[str, list[Selection]]:
+    """What other scorers select, each as it is: any classifiers with one logit, such as reward models and rerankers.
+
+    Args:
+        names: directories or hub names.
+        pools: to be selected from.
+
+    Raises:
+        InputError: a scorer that cannot be loaded.
+    """
+    found = {}
+    for name in names:
+        say(f"selecting by {name}")
+        # The highest logit is chosen, whatever score it stands for.
+        found[name] = list(select_from_pools(PretrainedScorer.from_pretrained(name, activation="sigmoid"), pools))
+    return found
 
 
 def select_by_logits(scorer: PretrainedScorer, pool: Pool, logits: Sequence[float]) -> Selection:

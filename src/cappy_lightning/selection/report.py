@@ -1,7 +1,8 @@
 """The report: means with paired bootstrap intervals, differences, recovered share and headroom, and more."""
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ def make_report(
     label: LabelConfig | None = None,
     seed: int = 0,
     fused: Sequence[Selection] | None = None,
+    beside: Mapping[str, Sequence[Selection]] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Compare a scorer's selections with the baselines, per task and on the average over tasks.
 
@@ -51,17 +53,20 @@ def make_report(
         label: whose `score` and `tokenizer` are the metric; None: Rouge-L as the paper takes it.
         seed: of the bootstrap.
         fused: the selections of a fusion of the scorer with other features, where there is one.
+        beside: by name, those of other scorers, which are baselines.
 
     Raises:
         InputError: the scorer or a decoding has a baseline's name, or references and choices are mixed.
     """
     if len({bool(pool.example.references) for pool in pools}) > 1:
         raise InputError("pools", "some have references and some choices, expected one kind")
-    check_names(pools, scorer_name)
+    for name in (scorer_name, *beside):
+        check_names(pools, name)
     label = label or LabelConfig()
     measure, rouge = open_measure(label.score, label.tokenizer), RougeL(label.tokenizer)
     gains = rewards(pools, measure)
-    chosen = {scorer_name: selections} | ({FUSED: fused} if fused is not None else {})
+    chosen = {**beside, scorer_name: selections} | ({FUSED: fused} if fused is not None else {})
+    final = list(chosen)[-1]
     by_task: dict[str, list[int]] = defaultdict(list)
     for i, pool in enumerate(pools):
         by_task[pool.example.task].append(i)
@@ -83,7 +88,7 @@ def make_report(
         if not are_choices(own_pools):
             tasks[task]["by_candidates"] = quality_by_cost(of_task[scorer_name], own_gains, scorer_name)
         if classes := shared_classes(own_pools):
-            pairs = zip(own_pools, of_task[scorer_name], strict=True)
+            pairs = zip(own_pools, of_task[final], strict=True)
             answers = [(pool.example.right_choice, selection.response) for pool, selection in pairs]
             tasks[task]["classification"], macro = class_report(classes, answers, generator)
             macro_draws.append(macro)
@@ -102,8 +107,9 @@ def make_report(
     average_draws = {name: np.mean([r[name] for r in resampled.values()], axis=0) for name in common}
     overall = {"n_tasks": len(tasks), "n_examples": len(pools), **_compare(average, average_draws, scorer_name)}
     if curves := [task["by_candidates"] for task in tasks.values() if "by_candidates" in task]:
+        most = max(len(curve[ORACLE]) for curve in curves)  # a task with fewer candidates gives what it has
         overall["by_candidates"] = {
-            name: [float(np.mean(values)) for values in zip(*(curve[name] for curve in curves), strict=False)]
+            name: [float(np.mean([curve[name][min(n, len(curve[name]) - 1)] for curve in curves])) for n in range(most)]
             for name in curves[0]
         }
     if len(macro_draws) == len(tasks):
@@ -125,8 +131,8 @@ def make_report(
         "tasks": tasks,
         "average": overall,
         "calibration": calibration_bins(flat_scores, flat_gains),
-        "length": length_bias(pools, selections, gains),
-        "most_wrong": most_wrong(pools, selections, gains),
+        "length": length_bias(pools, chosen[final], gains),
+        "most_wrong": most_wrong(pools, chosen[final], gains),
     }
 
 
@@ -181,34 +187,42 @@ def print_report(report: dict[str, Any], console: Console) -> None:
 
 def report_tables(report: dict[str, Any]) -> list[Table]:
     """A table for each task, and one for the average over several; figures times 100."""
-    unit, scorer = metric_title(report), report["scorer"]
-    sections = [(f"{task}, {part['n_examples']} examples", part) for task, part in report["tasks"].items()]
-    if len(sections) > 1:
-        sections.append((f"average over {len(sections)} tasks", report["average"]))
     tables = []
-    for title, part in sections:
-        compared = {scorer: part} | ({FUSED: part[FUSED]} if FUSED in part else {})
-        rows = []
-        for name, value in sorted(part["methods"].items(), key=lambda item: item[1]["mean"]):
-            row = [name, f"{100 * value['mean']:.1f}", f"[{percent_range(value)}]"]
-            for one in compared.values():
-                difference = one["differences"].get(name)
-                row.append(f"{100 * difference['mean']:+.1f} [{percent_range(difference, '+')}]" if difference else "")
-            rows.append(row)
-        notes = [
-            f"{name} goes {100 * one[share]['mean']:.0f}% [{percent_range(one[share], digits=0)}]"
-            f" of the way from {floor} to oracle"
-            for name, one in compared.items()
-            for share, floor in (("recovered", RANDOM), ("headroom", part["best_baseline"]))
-            if share in one
-        ]
-        notes += [
-            f"{name} gave no answer to {count} of {part['n_examples']} examples, which count 0"
-            for name, count in part.get("unanswered", {}).items()
-        ]
-        notes += [f"left out: {name} ({reason})" for name, reason in part.get("skipped", {}).items()]
-        header = ["method", "mean", "interval", *(f"{name} is better by" for name in compared)]
-        tables.append(Table(f"{title}: {unit} x 100 with 95% intervals", header, rows, "\n".join(notes)))
+    for task, part in report["tasks"].items():
+        title = f"{task}, {part['n_examples']} examples"
+        tables.append(_method_table(report, title, part))
         if "classification" in part:
             tables += class_tables(title, part["classification"])
+    if len(report["tasks"]) > 1:
+        tables.append(average_table(report))
     return tables
+
+
+def average_table(report: dict[str, Any]) -> Table:
+    """All methods on the average over the tasks; figures times 100."""
+    return _method_table(report, f"average over {len(report['tasks'])} tasks", report["average"])
+
+
+def _method_table(report: dict[str, Any], title: str, part: dict[str, Any]) -> Table:
+    compared = {report["scorer"]: part} | ({FUSED: part[FUSED]} if FUSED in part else {})
+    rows = []
+    for name, value in sorted(part["methods"].items(), key=lambda item: item[1]["mean"]):
+        row = [name, f"{100 * value['mean']:.1f}", f"[{percent_range(value)}]"]
+        for one in compared.values():
+            difference = one["differences"].get(name)
+            row.append(f"{100 * difference['mean']:+.1f} [{percent_range(difference, '+')}]" if difference else "")
+        rows.append(row)
+    notes = [
+        f"{name} goes {100 * one[share]['mean']:.0f}% [{percent_range(one[share], digits=0)}]"
+        f" of the way from {floor} to oracle"
+        for name, one in compared.items()
+        for share, floor in (("recovered", RANDOM), ("headroom", part["best_baseline"]))
+        if share in one
+    ]
+    notes += [
+        f"{name} gave no answer to {count} of {part['n_examples']} examples, which count 0"
+        for name, count in part.get("unanswered", {}).items()
+    ]
+    notes += [f"left out: {name} ({reason})" for name, reason in part.get("skipped", {}).items()]
+    header = ["method", "mean", "interval", *(f"{name} is better by" for name in compared)]
+    return Table(f"{title}: {metric_title(report)} x 100 with 95% intervals", header, rows, "\n".join(notes))

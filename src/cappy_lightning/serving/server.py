@@ -70,7 +70,10 @@ def serve(open_cappy: Callable[[], Cappy], config: Config) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them once more when it has ended
             previous = signal.signal(number, lambda *_: None)
             stack.callback(signal.signal, number, previous)
-        listening.listen(settings.backlog)
+        try:  # only now, so that nobody waits for what is not ready; another service may have been faster
+            listening.listen(settings.backlog)
+        except OSError as error:
+            raise InputError("serve.port", f"{host}:{port} cannot be used ({error.strerror})") from None
         say(f"serving on http://{host}:{port}/v1, {sum(one.n for one in decodings)} candidates at most")
         uvicorn.Server(settings).run(sockets=[listening])
         say("ended")

@@ -17,6 +17,9 @@ from cappy_lightning.slurm.queue import ALIVE, JOBS, queued
 from cappy_lightning.slurm.restarts import PROGRESS
 from cappy_lightning.slurm.script import EXITS, SAVED
 
+#: What a line says of a job.
+_KEYS = {"job", "name", "submitted", "parts", "after"}
+
 #: What exit codes mean.
 _CODES = {0: "finished", 2: "refused, see the log", 130: "interrupted", 143: "cancelled", SAVED: "saved, to go on"}
 
@@ -33,7 +36,9 @@ def find_jobs(folders: Sequence[Path]) -> list[dict[str, Any]]:
             raise InputError(folder, "is no folder, expected one with jobs in it or below")
     levels = ["", "*/", "*/*/", "*/*/*/"]
     files = {path.resolve() for folder in folders for level in levels for path in folder.glob(f"{level}{JOBS}")}
-    submitted = [(path.parent, entry) for path in files for entry in read_whole_lines(path)]
+    # Other programs may have files of this name, too.
+    lines = ((path.parent, entry) for path in files for entry in read_whole_lines(path))
+    submitted = [(directory, entry) for directory, entry in lines if entry.keys() >= _KEYS]
     submitted.sort(key=lambda pair: (pair[1]["submitted"], int(pair[1]["job"])))
     known = queued([entry["job"] for _, entry in submitted])
     return [_row(directory, entry, known.get(entry["job"], [])) for directory, entry in submitted]

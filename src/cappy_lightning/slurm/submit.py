@@ -155,6 +155,8 @@ def _plan(words: Sequence[str], options: argparse.Namespace, cluster: str | None
     for source in read:
         expect(source, made)
     warn_of_local([*read, options.out])
+    if getattr(options, "benchmark", "") == "bigbench":
+        load_config([*options.config, "data.task=task"])
     made.append(out)
     array, parts = None, None
     if settings.array:

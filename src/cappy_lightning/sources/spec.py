@@ -180,9 +180,20 @@ class Sources:
                     f"id '{example.id}' of task '{example.task}' stands there twice, with different contents or splits",
                 )
 
-    def apart(self) -> list["Apart"]:
+    def apart(self) -> list["Dataset"]:
         """Each source by itself."""
-        return [Apart(one.dataset, one.split, functools.partial(one.pools, self._shard), one) for one in self._sources]
+        return [
+            Dataset(one.dataset, one.split, functools.partial(one.pools, self._shard), functools.partial(_notes, one))
+            for one in self._sources
+        ]
+
+    @property
+    def places(self) -> list[str]:
+        """The local files and folders, and the data sets, that it is read from."""
+        found = [self._config.templates]
+        for one in self._config.sources:
+            found += [*one.files, one.templates, one.dataset]
+        return [self._path, *(place for place in found if place)]
 
     @property
     def partial(self) -> bool:
@@ -200,23 +211,29 @@ class Sources:
 
 
 @dataclass(frozen=True)
-class Apart:
-    """One source of several.
+class Dataset:
+    """What comes from one place.
 
     Attributes:
-        dataset: the name of its data set, which PromptSource's tasks begin with, or its task.
-        split: which split of it is read, where one is named.
+        name: of the data set, which PromptSource's tasks `NAME/TEMPLATE` begin with, or the task.
+        split: which split of it is read, by its name in the data set, where one is named.
         pools: what it gives, from the start.
+        notes: after a pass over `pools`: what was left out of it, and why.
     """
 
-    dataset: str
+    name: str
     split: str | None
     pools: Callable[[], Iterator[Pool]]
-    _source: "_Source"
+    notes: Callable[[], list[str]] = list
 
-    def notes(self) -> list[str]:
-        """After a pass over `pools`: what was left out of it, and why."""
-        return self._source.notes
+    @property
+    def key(self) -> str:
+        """Its name in reports and, with other slashes, of its file."""
+        return f"{self.name} {self.split}" if self.split else self.name
+
+
+def _notes(source: "_Source") -> list[str]:
+    return source.notes
 
 
 class _Source:
