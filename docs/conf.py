@@ -13,7 +13,7 @@ from typing import Any
 from cappy_lightning.command_line import command_parsers
 from cappy_lightning.config import Config
 from cappy_lightning.schema import key_lines
-from cappy_lightning.sources.spec import SourceConfig, SourcesConfig
+from cappy_lightning.sources.config import SourceConfig, SourcesConfig
 
 ROOT = Path(__file__).parent.parent
 #: Where the code is, by the name under which the messages of its modules are shown.

@@ -16,7 +16,7 @@ from cappy_lightning.data.shards import write_instances
 from cappy_lightning.errors import InputError
 from cappy_lightning.records import Instance
 from cappy_lightning.schema import all_keys
-from cappy_lightning.sources.spec import SourcesConfig
+from cappy_lightning.sources.config import SourcesConfig
 
 PAGES = [
     ROOT / "README.md",

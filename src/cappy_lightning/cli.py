@@ -20,12 +20,13 @@ from cappy_lightning.errors import InputError
 from cappy_lightning.files import check_new, find_parts, open_input, part_name, stamps, write_json, write_text
 from cappy_lightning.progress import console, say, set_quiet, show_places, warn
 from cappy_lightning.records import Example, Pool, Selection, check_task
-from cappy_lightning.sources.spec import Shard, Sources, SourcesConfig
+from cappy_lightning.sources.config import Shard, SourcesConfig
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from cappy_lightning.cappy import Cappy
+    from cappy_lightning.sources.spec import Sources
 
 #: Commands that go on where they were stopped, when they are given once more.
 _CONTINUED = ("train", "generate", "label", "score", "select", "answer", "evaluate")
@@ -229,7 +230,7 @@ def _inspect(options: argparse.Namespace) -> int:
 
 def _open_sources(
     options: argparse.Namespace, suffix: str, *sections: str, labelled: bool = True
-) -> tuple[Sources, Config, Path]:
+) -> tuple["Sources", Config, Path]:
     """The sources, the config and the output of a command that makes something of examples."""
     shard = Shard.parse(options.shard) if options.shard else Shard()
     out = Path(options.out)
@@ -240,9 +241,11 @@ def _open_sources(
 
 def _read_words(
     source: str, words: Sequence[str], shard: Shard, *sections: str, labelled: bool = True
-) -> tuple[Sources, Config]:
+) -> tuple["Sources", Config]:
     """The sources and the config of a command line: `key=value` words go where their key belongs."""
     for_sources, rest = _split_words(words)
+    from cappy_lightning.sources.spec import Sources
+
     return Sources([source, *for_sources], shard, labelled=labelled), _load(rest, *sections)
 
 

@@ -17,7 +17,7 @@ from cappy_lightning.config import (
 )
 from cappy_lightning.records import SPLITS
 from cappy_lightning.schema import all_keys, describe_keys
-from cappy_lightning.sources.spec import SourceConfig, SourcesConfig
+from cappy_lightning.sources.config import SourceConfig, SourcesConfig
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from cappy_lightning import Cappy, cli
 from cappy_lightning.config import Config
 from cappy_lightning.schema import all_keys
-from cappy_lightning.sources.spec import SourceConfig, SourcesConfig
+from cappy_lightning.sources.config import SourceConfig, SourcesConfig
 
 #: Seconds for a single case.
 PATIENCE = 60

@@ -42,3 +42,15 @@ def test_a_dry_run_prints_the_script_and_touches_nothing(cappy: Run, tmp_path: P
     assert "module load cuda" in lines
     assert any(line.startswith("srun ") and line.endswith(f"train '{run}/slurm/config.yaml'") for line in lines)
     assert not run.exists()
+
+
+def test_a_benchmark_with_an_unknown_key_is_not_submitted(cappy: Run, tmp_path: Path) -> None:
+    words = ("evaluate", "bigbench", "conf/bigbench.yaml", "trainer.epoch=3", "--tasks", "tense", "slurm.array=0-1")
+    done = cappy("submit", *words, "-o", tmp_path / "out", "--dry-run")
+    assert (done.returncode, "trainer.epoch=3: unknown key" in done.stderr) == (2, True)
+
+
+def test_files_of_other_programs_are_no_jobs(cappy: Run, tmp_path: Path) -> None:
+    (tmp_path / "jobs.jsonl").write_text('{"title": "gardener"}\n')
+    done = cappy("jobs", tmp_path, "--json")
+    assert (done.returncode, done.stdout.strip()) == (0, "[]")

@@ -9,8 +9,9 @@ import pytest
 
 from cappy_lightning.errors import InputError
 from cappy_lightning.records import Candidate, Pool
+from cappy_lightning.sources.config import Shard
 from cappy_lightning.sources.rows import file_rows
-from cappy_lightning.sources.spec import Shard, Sources
+from cappy_lightning.sources.spec import Sources
 
 TEMPLATES = """
 dataset: mail

@@ -25,7 +25,7 @@ from cappy_lightning.selection.charts import methods_chart, report_page
 from cappy_lightning.selection.engine import selections_beside
 from cappy_lightning.selection.report import average_table, make_report, metric_title
 from cappy_lightning.sources.bigbench import GENERATION_TASKS, cached_path, fetch, is_name
-from cappy_lightning.sources.spec import Shard
+from cappy_lightning.sources.config import Shard
 from cappy_lightning.training import finish
 
 PAGE, PICTURE = "report.html", "report.png"
