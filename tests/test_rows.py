@@ -62,7 +62,7 @@ def test_what_is_interrupted_continues(
     assert (other.returncode, "was begun with other input or settings" in other.stderr) == (2, True)
     done = cappy(*words, "-o", out, *reports[1])
     assert done.returncode == 0, done.stderr
-    assert f"continuing, {kept} rows are there" in done.stderr
+    assert f"continuing after {kept} rows" in done.stderr
     assert f"results: {out}" in done.stdout
     assert not partial.exists()
     expected, found = ([json.loads(line) for line in path.read_text().splitlines()] for path in (whole, out))

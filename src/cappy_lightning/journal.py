@@ -9,7 +9,7 @@ from typing import Any
 
 from cappy_lightning.errors import InputError
 from cappy_lightning.files import atomic_path, kept_on_failure, open_locked, parse_line, remove, to_line
-from cappy_lightning.progress import Ticker, say
+from cappy_lightning.progress import Ticker, counted, say
 
 
 class Journal:
@@ -117,7 +117,7 @@ def write_rows(
             remove(partial)
         journal = Journal(partial, made_by or {}, "what is there")
         if journal.count:
-            say(f"{out}: continuing, {journal.count:,} rows are there")
+            say(f"{out}: continuing after {counted(journal.count, 'row')}")
         with Ticker(what, total, journal.count) as ticker:
             for row in rows(journal.rows()):
                 journal.write(row)

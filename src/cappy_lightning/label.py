@@ -17,7 +17,7 @@ from cappy_lightning.errors import InputError
 from cappy_lightning.files import kept_on_failure, make_dir, open_locked, parse_line, remove, replace, to_line
 from cappy_lightning.labeling.measures import KeptScores
 from cappy_lightning.labeling.weak_labels import BLOCK, Labeler
-from cappy_lightning.progress import Ticker, say
+from cappy_lightning.progress import Ticker, counted, say
 from cappy_lightning.records import Instance, Pool, Split
 from cappy_lightning.sources.spec import Sources
 
@@ -59,7 +59,7 @@ def label(sources: Sources, config: Config, out: Path, split: Split) -> None:
             replace(directory, out)
         lock.unlink()
     manifest = read_manifest(out, empty=True)
-    say(f"{out}: {manifest.rows:,} instances in {len(manifest.shards)} shards")
+    say(f"{out}: {counted(manifest.rows, 'instance')} in {counted(len(manifest.shards), 'shard')}")
 
 
 def _label(sources: Sources, config: Config, directory: Path, split: Split, made_by: dict[str, Any], out: Path) -> None:

@@ -28,6 +28,11 @@ def say(message: str) -> None:
         warn(message)
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """`1 example`, `2,000 examples`."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
 def warn(message: str) -> None:
     """One line on standard error that is said also to who wants to hear errors only."""
     with contextlib.suppress(OSError):  # nobody reads it any more; the work goes on

@@ -168,7 +168,7 @@ def test_examples_with_choices_are_pools_already_and_not_asked(
     assert [pool.example for pool in read_labelled_pools([tmp_path / "pool.jsonl"])] == mixed
     said = capsys.readouterr().err
     assert "10 examples, 20 requests with about " in said
-    assert "6 examples have choices, which are their candidates" in said
+    assert "6 examples with choices, which are the candidates" in said
     alone = BackboneConfig(kind="openai", url="http://127.0.0.1:9")  # nobody is there, and nobody is needed
     record_pools(lambda: choices, alone, tmp_path / "choices.jsonl")
     pools = read_labelled_pools([tmp_path / "choices.jsonl"])
@@ -186,7 +186,7 @@ def test_examples_without_a_split_get_one_and_no_validation_example_is_shown_to_
     assert main(["generate", str(path), "-o", str(out), *words]) == 0
     said = capsys.readouterr().err
     assert "the examples name no split: made one of" in said
-    assert f"{path}: 2 rows are repeated and used once" in said
+    assert f"{path}: 2 rows repeated and used once" in said
     pools = read_labelled_pools([out])
     assert len(pools) == len(EXAMPLES)
     shown = [

@@ -172,7 +172,7 @@ def test_examples_that_the_endpoint_cannot_serve_are_left_out_with_the_reason(
     assert [pool.example.id for pool in pools] == [e.id for e in EXAMPLES if "banana" not in e.instruction]
     (line,) = left_out_path(tmp_path / "pool.jsonl").read_text().splitlines()
     assert (json.loads(line)["problem"], json.loads(line)["example"]["id"]) == ("too long", "3")
-    assert "1 examples have no answer and are left out" in capsys.readouterr().err
+    assert "left out without an answer: 1 example," in capsys.readouterr().err
 
 
 def test_when_nothing_can_be_served_the_recording_ends_and_can_go_on(tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_templates_are_classified_and_the_average_is_over_data_sets(
     assert two["accuracy"]["mean"] == pytest.approx(sum(map(sum, right[:3])) / 6)
     mean = (one["accuracy"]["mean"] + two["accuracy"]["mean"]) / 2
     assert report["average"]["accuracy"]["mean"] == pytest.approx(mean)
-    assert "mail one: 4 examples without choices are left out" in done.stderr
+    assert "mail one: 4 examples without choices left out" in done.stderr
 
 
 def test_what_is_finished_is_not_classified_again(
@@ -215,7 +215,7 @@ def test_tasks_of_a_table_do_not_share_rows_and_training_rows_are_told(
     )
     assert done.returncode == 0, done.stderr
     assert report_of(tmp_path / "out")["datasets"]["table"]["n_rows"] == 6
-    assert "table: 6 examples are of the split train, which the scorer may know" in done.stderr
+    assert "table: 6 examples of the split train, which the scorer may know" in done.stderr
 
 
 def test_a_test_file_stands_beside_published_figures_that_are_of_one_split() -> None:

@@ -36,7 +36,7 @@ def test_instances_are_counted_by_task_and_origin(directory: Path) -> None:
     config = Config()
     config.scorer.max_length = 32
     findings = inspect_instances([directory], config)
-    assert findings.facts[0] == "60 instances of 2 tasks in 1 directories"
+    assert findings.facts[0] == "60 instances of 2 tasks in 1 directory"
     assert table(findings, "By origin").rows == [
         ("gold", "20", "33.3%", "1.000"),
         ("sampled", "30", "50.0%", "0.333"),
@@ -81,7 +81,7 @@ def test_pools_are_judged_by_task_and_decoding() -> None:
 
 def test_examples_without_candidates_can_be_looked_at() -> None:
     findings = inspect_pools([Pool(Example("t", "1", "i", ("x",)), ())], "mine", Config())
-    assert findings.facts == ["1 examples of 1 tasks with 0 candidates"]
+    assert findings.facts == ["1 example of 1 task with 0 candidates"]
 
 
 def test_the_page_is_one_file_with_pictures_and_harmless_texts(directory: Path, tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_the_page_is_one_file_with_pictures_and_harmless_texts(directory: Path, 
 def test_from_the_command_line_over_the_quickstart(tmp_path: Path) -> None:
     done = run_cappy("inspect", QUICKSTART_POOL)
     assert done.returncode == 0, done.stderr
-    assert "760 examples of 1 tasks with 9,880 candidates" in done.stdout
+    assert "760 examples of 1 task with 9,880 candidates" in done.stdout
     nothing = run_cappy("inspect", tmp_path)
     assert (nothing.returncode, nothing.stderr) == (
         2, f"cappy: {tmp_path}: has no manifest.json, expected a directory of instances\n",

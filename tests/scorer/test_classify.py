@@ -65,7 +65,7 @@ def test_the_recipe_learns_from_a_table_and_reports_classes(cappy: Run, tmp_path
     )
     done = cappy("train", "conf/classify.yaml", *words)
     assert done.returncode == 0, done.stderr
-    assert f"{table}: 1 rows are repeated and used once" in done.stderr
+    assert f"{table}: 1 row repeated and used once" in done.stderr
     assert "mean (macro-F1)" in done.stdout
     report = json.loads((run / "report.json").read_text())
     part = report["tasks"]["mail"]

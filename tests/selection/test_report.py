@@ -195,7 +195,7 @@ def test_a_report_survives_json() -> None:
 def test_what_is_printed_names_every_method_and_figure() -> None:
     report = make_report(POOLS, SELECTIONS)
     text = shown(report)
-    for title in ("t, 2 examples: Rouge-L x 100", "u, 1 examples", "average over 2 tasks"):
+    for title in ("t, 2 examples: Rouge-L x 100", "u, 1 example", "average over 2 tasks"):
         assert title in text
     assert all(text.count(f" {name} ") >= 3 for name in VALUES)
     assert " 83.3 " in text  # the scorer's 5/6 on t

@@ -52,7 +52,7 @@ def test_the_same_row_is_used_once(
     row = row if named else {key: value for key, value in row.items() if key != "id"}
     path = write(tmp_path / "f.jsonl", row, row, row)
     assert len(read(path)) == 1
-    assert capsys.readouterr().err == f"{path}: 2 rows are repeated and used once\n"
+    assert capsys.readouterr().err == f"{path}: 2 rows repeated and used once\n"
 
 
 @pytest.mark.parametrize(("read", "row"), READERS)

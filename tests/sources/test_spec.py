@@ -313,7 +313,7 @@ def test_a_row_that_stands_twice_is_one_example(tmp_path: Path) -> None:
         ("b", ("y",)),
         ("a", ("z",)),
     ]
-    assert sources.notes() == [f"{table}: 1 rows are repeated and used once"]
+    assert sources.notes() == [f"{table}: 1 row repeated and used once"]
     table.write_text("instruction,references,split\na,x,train\na,x,validation\n")
     with pytest.raises(InputError, match="stands there twice, with different contents or splits"):
         list(sources.distinct())

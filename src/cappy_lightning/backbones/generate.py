@@ -25,7 +25,7 @@ from cappy_lightning.backbones.survey import Survey, fingerprint, settings, surv
 from cappy_lightning.config import BackboneConfig
 from cappy_lightning.errors import InputError
 from cappy_lightning.files import atomic_path, kept_on_failure, make_dir, open_locked, to_line, write_json
-from cappy_lightning.progress import Ticker, say
+from cappy_lightning.progress import Ticker, counted, say
 from cappy_lightning.records import Example, Pool
 
 #: So many examples one after the other that the backbone cannot serve are no matter of single examples any more.
@@ -284,7 +284,7 @@ def _publish(
         if recording.left_out:
             with atomic_path(left_out_path(out)) as other, open(other, "w", encoding="utf-8") as stream:
                 stream.writelines(to_line(row) for row in recording.rows() if "problem" in row)
-            say(f"{recording.left_out} examples have no answer and are left out, see {left_out_path(out)}")
+            say(f"left out without an answer: {counted(recording.left_out, 'example')}, see {left_out_path(out)}")
         facts: dict[str, Any] = {
             "examples": recording.count - recording.left_out,
             "candidates": candidates,
@@ -297,9 +297,9 @@ def _publish(
         write_json(made_by_path(out), made_by | facts)
     recording.remove()
     if recording.passed:
-        say(f"{recording.passed} examples have choices, which are their candidates")
+        say(f"{counted(recording.passed, 'example')} with choices, which are the candidates")
     if recording.empty:
-        say(f"{recording.empty} empty answers are left out")
+        say(f"left out: {counted(recording.empty, 'empty answer')}")
     if recording.output_tokens:
         say(
             f"used {short_number(recording.input_tokens)} tokens of prompts"

@@ -7,7 +7,7 @@ from cappy_lightning.backbones.prompts import Prompter, prompt_length
 from cappy_lightning.backbones.recording import Recording
 from cappy_lightning.backbones.survey import Survey
 from cappy_lightning.config import BackboneConfig
-from cappy_lightning.progress import say
+from cappy_lightning.progress import counted, say
 
 #: Characters of a token, about, for estimates.
 _TOKEN = 4
@@ -24,8 +24,8 @@ def say_estimate(
     few, many = len(decodings), sum(decoding.n for decoding in decodings)
     answers = many * left * config.max_tokens
     text = (
-        f"{left} examples, {few * left:,} requests with about {short_number(round(few * per_request))} tokens of"
-        f" prompts and at most {short_number(answers)} of answers"
+        f"{counted(left, 'example')}, {counted(few * left, 'request')} with about"
+        f" {short_number(round(few * per_request))} tokens of prompts and at most {short_number(answers)} of answers"
     )
     if config.kind == "openai" and many > few:
         text += (

@@ -18,7 +18,7 @@ from cappy_lightning.errors import InputError
 from cappy_lightning.evaluation.published import published_promptsource
 from cappy_lightning.files import make_dir, open_locked, read_jsonl, stamps, write_json
 from cappy_lightning.page import Page, Table, print_table, write_page, write_picture
-from cappy_lightning.progress import Ticker, console, say, show_places
+from cappy_lightning.progress import Ticker, console, counted, say, show_places
 from cappy_lightning.records import Example, Pool
 from cappy_lightning.scorer.pretrained import PretrainedScorer
 from cappy_lightning.selection.baselines import first_best
@@ -190,11 +190,11 @@ def classify(scorer: PretrainedScorer, dataset: Dataset) -> dict[str, Any]:
             ticker.advance(len(block))
     if not rows:
         raise InputError(dataset.key, "has no example with choices, expected what can be classified")
-    notes = [
-        *dataset.notes(),
-        *([f"{dataset.key}: {open_ended} examples without choices are left out"] if open_ended else []),
-        *([f"{dataset.key}: {trained} examples are of the split train, which the scorer may know"] if trained else []),
-    ]
+    notes = dataset.notes()
+    if open_ended:
+        notes = [*notes, f"{dataset.key}: {counted(open_ended, 'example')} without choices left out"]
+    if trained:
+        notes = [*notes, f"{dataset.key}: {counted(trained, 'example')} of the split train, which the scorer may know"]
     for note in notes:
         say(note)
     return {

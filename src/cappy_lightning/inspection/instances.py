@@ -23,6 +23,7 @@ from cappy_lightning.inspection.findings import (
     token_findings,
 )
 from cappy_lightning.page import Table
+from cappy_lightning.progress import counted
 from cappy_lightning.records import ORIGINS
 
 
@@ -51,7 +52,8 @@ def inspect_instances(paths: Sequence[Path], config: Config) -> Findings:
     findings = Findings(", ".join(map(str, paths)))
     total = rows.total()
     tasks = list(dict.fromkeys(task for task, _ in rows))
-    findings.facts.append(f"{total:,} instances of {len(tasks)} tasks in {len(manifests)} directories")
+    places = counted(len(manifests), "directory", "directories")
+    findings.facts.append(f"{counted(total, 'instance')} of {counted(len(tasks), 'task')} in {places}")
     findings.tables.append(_origins(rows, sums))
     findings.tables.append(_tasks(tasks, rows, sums))
     findings.tables.append(_worst(tasks, rows, sums, zeros))

@@ -23,6 +23,7 @@ from cappy_lightning.inspection.findings import (
 )
 from cappy_lightning.labeling.measures import Measure, open_measure
 from cappy_lightning.page import Table
+from cappy_lightning.progress import counted
 from cappy_lightning.records import Pool
 from cappy_lightning.selection.baselines import rewards
 
@@ -88,7 +89,8 @@ def inspect_pools(pools: Iterable[Pool], title: str, config: Config) -> Findings
     findings = Findings(title)
     count = sum(sums.splits.total() for sums in tasks.values())
     candidates = sum(sums.candidates for sums in tasks.values())
-    findings.facts.append(f"{count:,} examples of {len(tasks)} tasks with {candidates:,} candidates")
+    held = f"{counted(count, 'example')} of {counted(len(tasks), 'task')}"
+    findings.facts.append(f"{held} with {counted(candidates, 'candidate')}")
     findings.tables.append(_tasks(tasks, measure))
     judged = sum(sums.judged for sums in tasks.values())
     if candidates:

@@ -14,6 +14,7 @@ from cappy_lightning.errors import InputError
 from cappy_lightning.labeling.measures import open_measure
 from cappy_lightning.labeling.rouge import RougeL
 from cappy_lightning.page import Table, print_table
+from cappy_lightning.progress import counted
 from cappy_lightning.records import Pool, Selection
 from cappy_lightning.selection.analysis import calibration_bins, length_bias, most_wrong, quality_by_cost
 from cappy_lightning.selection.baselines import (
@@ -189,7 +190,7 @@ def report_tables(report: dict[str, Any]) -> list[Table]:
     """A table for each task, and one for the average over several; figures times 100."""
     tables = []
     for task, part in report["tasks"].items():
-        title = f"{task}, {part['n_examples']} examples"
+        title = f"{task}, {counted(part['n_examples'], 'example')}"
         tables.append(_method_table(report, title, part))
         if "classification" in part:
             tables += class_tables(title, part["classification"])

@@ -14,7 +14,7 @@ from cappy_lightning.backbones.openai_api import environment_key, open_client
 from cappy_lightning.cappy import Cappy
 from cappy_lightning.config import BackboneConfig, Config
 from cappy_lightning.errors import InputError
-from cappy_lightning.progress import say
+from cappy_lightning.progress import counted, say
 from cappy_lightning.serving.app import Service
 from cappy_lightning.serving.upstream import Upstream
 
@@ -74,7 +74,7 @@ def serve(open_cappy: Callable[[], Cappy], config: Config) -> None:
             listening.listen(settings.backlog)
         except OSError as error:
             raise InputError("serve.port", f"{host}:{port} cannot be used ({error.strerror})") from None
-        say(f"serving on http://{host}:{port}/v1, {sum(one.n for one in decodings)} candidates at most")
+        say(f"serving on http://{host}:{port}/v1, at most {counted(sum(one.n for one in decodings), 'candidate')}")
         uvicorn.Server(settings).run(sockets=[listening])
         say("ended")
 

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from cappy_lightning.errors import InputError
 from cappy_lightning.files import read_jsonl
-from cappy_lightning.progress import say
+from cappy_lightning.progress import counted, say
 from cappy_lightning.records import SPLITS, Example, Pool
 
 T = TypeVar("T", Example, Pool)
@@ -97,5 +97,5 @@ def _distinct(file: str | Path, found: Iterable[tuple[str, T]], example: Callabl
             raise InputError(where, f"id '{identity}' of task '{task}' stands already at {first}, with other contents")
         repeated += first != where
     if repeated:
-        say(f"{file}: {repeated} rows are repeated and used once")
+        say(f"{file}: {counted(repeated, 'row')} repeated and used once")
     return [one for _, one in known.values()]

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from cappy_lightning.errors import InputError
 from cappy_lightning.files import find_parts
+from cappy_lightning.progress import counted
 from cappy_lightning.records import SPLITS, Example, Pool, Split
 from cappy_lightning.schema import merge
 from cappy_lightning.sources.bigbench import bigbench_examples, fetch
@@ -141,7 +142,8 @@ class Sources:
     def notes(self) -> list[str]:
         """After a pass over `pools`: what was left out of it, and why."""
         notes = [note for source in self._sources for note in source.notes]
-        return [*notes, f"{self._path}: {self._repeated} rows are repeated and used once"] if self._repeated else notes
+        repeated = f"{self._path}: {counted(self._repeated, 'row')} repeated and used once"
+        return [*notes, repeated] if self._repeated else notes
 
 
 @dataclass(frozen=True)
