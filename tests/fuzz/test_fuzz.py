@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from cappy_lightning import Cappy, cli
 from cappy_lightning.config import Config
 from cappy_lightning.schema import all_keys
+from cappy_lightning.scorer.pretrained import PretrainedScorer
 from cappy_lightning.sources.config import SourceConfig, SourcesConfig
 
 #: Seconds for a single case.
@@ -181,6 +182,30 @@ def test_files_of_rows_that_are_damaged(refuse: Refuse, tmp_path: Path, whole: b
                 refuse(*words)
                 clean(out)
             path.unlink()
+
+
+def test_rows_to_the_benchmark(refuse: Refuse, tmp_path: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cappy = Cappy.from_pretrained(adapter)
+    monkeypatch.setattr(PretrainedScorer, "from_pretrained", lambda *_, **__: cappy)
+    path, out, codes = tmp_path / "rows.jsonl", tmp_path / "out", Counter[int]()
+    for good in (TEST_ROW, CHOICES):
+        for _, bad in islice(rows(good), 0, None, 3):  # those that are fine are drawn, which takes a second
+            with contextlib.suppress(ValueError):
+                path.write_text(json.dumps(bad) + "\n")
+                codes[refuse("evaluate", "promptsource", path, "--scorer", "x", "-o", out / "evaluated")] += 1
+                clean(out)
+    assert codes[2] > 30
+
+
+def test_files_where_jobs_are_looked_for(refuse: Refuse, tmp_path: Path) -> None:
+    row = {"job": "1", "name": "n", "submitted": "2026-01-01", "parts": None, "after": None}
+    for _, bad in rows(row):
+        with contextlib.suppress(ValueError):
+            (tmp_path / "jobs.jsonl").write_text(json.dumps(bad) + "\n")
+            refuse("jobs", tmp_path)
+    for _, content in texts(json.dumps(row).encode() + b"\n"):
+        (tmp_path / "jobs.jsonl").write_bytes(content)
+        refuse("jobs", tmp_path)
 
 
 def test_words_for_every_key(refuse: Refuse, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ Each data set's result lies in `OUT/datasets` as soon as it is there: what is fi
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,9 @@ REPORT, PAGE, PICTURE, MADE_BY, DATASETS = "report.json", "report.html", "report
 
 #: Pools that are scored before the progress is shown again.
 BLOCK = 256
+
+#: Characters of a data set's name in the name of a file, which may have 255.
+_LONGEST = 200
 
 #: Choices that do not look at the question.
 BLIND = ("random", "shortest", "longest")
@@ -145,7 +149,10 @@ def _claim(out: Path, made_by: dict[str, Any]) -> None:
 
 
 def _file(out: Path, dataset: Dataset) -> Path:
-    return out / DATASETS / f"{quote(dataset.key, safe='')}.json"
+    name = quote(dataset.key, safe="")
+    if len(name) > _LONGEST:
+        name = f"{name[:_LONGEST]}-{sha256(name.encode()).hexdigest()[:16]}"
+    return out / DATASETS / f"{name}.json"
 
 
 def classify(scorer: PretrainedScorer, dataset: Dataset) -> dict[str, Any]:

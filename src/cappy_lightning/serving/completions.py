@@ -135,7 +135,8 @@ class Completions:
         draft = await self._sample(path, question)
         self.candidates += len(draft.candidates)
         if not draft.candidates:  # only empty texts, or filtered ones: what the upstream says is the answer
-            return _envelope(draft.replies[0], draft.blank[: question.wanted], {"samples": len(draft.blank)}, draft)
+            told = {"score": None, "samples": len(draft.blank), "candidates": []}
+            return _envelope(draft.replies[0], draft.blank[: question.wanted], told, draft)
         candidates = tuple(draft.candidates)
         pool = Pool(Example(question.task or "", "", question.instruction), candidates)
         selection, values = await self._scorer.final(pool, select_by_logits(self._cappy, pool, draft.logits))

@@ -1,6 +1,7 @@
 """`cappy jobs`: what has become of submitted jobs, from their directories and squeue."""
 
 import json
+import re
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -16,9 +17,6 @@ from cappy_lightning.run_dir import METRICS
 from cappy_lightning.slurm.queue import ALIVE, JOBS, queued
 from cappy_lightning.slurm.restarts import PROGRESS
 from cappy_lightning.slurm.script import EXITS, SAVED
-
-#: What a line says of a job.
-_KEYS = {"job", "name", "submitted", "parts", "after"}
 
 #: What exit codes mean.
 _CODES = {0: "finished", 2: "refused, see the log", 130: "interrupted", 143: "cancelled", SAVED: "saved, to go on"}
@@ -38,10 +36,17 @@ def find_jobs(folders: Sequence[Path]) -> list[dict[str, Any]]:
     files = {path.resolve() for folder in folders for level in levels for path in folder.glob(f"{level}{JOBS}")}
     # Other programs may have files of this name, too.
     lines = ((path.parent, entry) for path in files for entry in read_whole_lines(path))
-    submitted = [(directory, entry) for directory, entry in lines if entry.keys() >= _KEYS]
+    submitted = [(directory, entry) for directory, entry in lines if _is_job(entry)]
     submitted.sort(key=lambda pair: (pair[1]["submitted"], int(pair[1]["job"])))
     known = queued([entry["job"] for _, entry in submitted])
     return [_row(directory, entry, known.get(entry["job"], [])) for directory, entry in submitted]
+
+
+def _is_job(entry: dict[str, Any]) -> bool:
+    texts = (entry.get(name) for name in ("job", "name", "submitted"))
+    known = all(isinstance(text, str) for text in texts) and re.fullmatch("[0-9]{1,18}", entry["job"])
+    parts = entry.get("parts", "")
+    return bool(known) and "after" in entry and (parts is None or (isinstance(parts, int) and 0 < parts < 1_000_000))
 
 
 def _row(directory: Path, entry: dict[str, Any], known: list[dict[str, str]]) -> dict[str, Any]:
