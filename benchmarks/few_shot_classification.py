@@ -3,9 +3,9 @@
     python benchmarks/few_shot_classification.py ROWS TEMPLATES runs/pretrain_small/model runs/few_shot [NAME ...]
 
 ROWS is a folder with NAME.jsonl, TEMPLATES PromptSource's folder of templates, NAME ag_news, rotten_tomatoes and trec
-unless it is said. Rows are drawn by seed 0: 32 of each class for training, 20 to be looked at meanwhile, 300 to test
-on; every template that gives choices counts. What is finished is not done again. Prints a table and writes
-`results.json`.
+unless it is said. Rows are drawn by seed 0: 32 of each class for training, 20 to be looked at meanwhile, 200 to test
+on; of the templates that give choices the first three by name count. What is finished is not done again. Prints a
+table and writes `results.json`.
 """
 
 import json
@@ -28,7 +28,7 @@ from cappy_lightning.sources.spec import Sources
 from cappy_lightning.training import finish
 
 NAMES = ("ag_news", "rotten_tomatoes", "trec")
-A_CLASS, LOOKED_AT, TESTED = 32, 20, 300
+A_CLASS, LOOKED_AT, TESTED, TEMPLATES = 32, 20, 200, 3
 
 
 def draw(rows: list[dict[str, Any]], out: Path, templates: Path) -> None:
@@ -49,7 +49,7 @@ def draw(rows: list[dict[str, Any]], out: Path, templates: Path) -> None:
         write_text(out / f"{name}.yaml", "sources:\n" + "".join(f"  - {{{head}}}\n" for head in heads))
         # Open-ended templates are no classification.
         closed = {pool.example.task for pool in Sources([str(out / f"{name}.yaml")]).pools() if pool.example.choices}
-        names = json.dumps(sorted(task.partition("/")[2] for task in closed))
+        names = json.dumps(sorted(task.partition("/")[2] for task in closed)[:TEMPLATES])
         lines = [f"  - {{{head}, template_names: {names}}}\n" for head in heads]
         write_text(out / f"{name}.yaml", "sources:\n" + "".join(lines))
 

@@ -1,7 +1,8 @@
 """Adaptation from the small pretrained scorer and from the bare encoder, by the number of training examples.
 
     python benchmarks/record_pools.py runs/pools auto_categorization object_counting tense
-    python benchmarks/learning_curve.py runs/pools runs/pretrain_small/model runs/learning_curve
+    python benchmarks/learning_curve.py runs/pools runs/pretrain_small/model runs/learning_curve \\
+        [--tasks auto_categorization ...] [--examples 10 50 200]
 
 Held-out BIG-bench tasks that the pretraining (conf/pretrain_small.yaml) has not seen; 10, 50 and 200 training
 examples, seed 1, and zero-shot, where the bare encoder has an untrained head. Each adaptation is a run of its own;
@@ -9,7 +10,9 @@ what is finished is not done again. Writes `results.json` and `learning_curve.pn
 table.
 """
 
+import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,24 +69,24 @@ def held_out(pool: Path) -> list[Pool]:
     return [one for one in read_labelled_pools([pool]) if one.example.split == "validation"]
 
 
-def averages(values: dict[str, list[Floats]]) -> dict[str, Any]:
+def averages(values: dict[str, list[Floats]], counts: Sequence[int]) -> dict[str, Any]:
     """Means over tasks with intervals of a paired bootstrap, for every method, [tasks][examples] each."""
     generator = np.random.default_rng(0)
-    names = [name for name in values if len(values[name]) == len(TASKS)]  # some cannot be had for every task
+    names = [name for name in values if len(values[name]) == len(values[RANDOM])]  # some cannot be had everywhere
     by_task = zip(*(values[name] for name in names), strict=True)
     draws = np.mean([resample(np.array(own), generator) for own in by_task], axis=0)
     means = {name: float(np.mean([own.mean() for own in values[name]])) for name in names}
     found: dict[str, Any] = {name: interval(means[name], draws[row]) for row, name in enumerate(names)}
-    for count in (0, *EPOCHS):
+    for count in (0, *counts):
         ours, theirs = names.index(f"pretrained {count}"), names.index(f"bare {count}")
         gain = means[names[ours]] - means[names[theirs]]
         found[f"pretrained is better at {count}"] = interval(gain, draws[ours] - draws[theirs])
     return found
 
 
-def chart(found: dict[str, Any], best: str) -> Figure:
+def chart(found: dict[str, Any], best: str, tasks: int, examples: Sequence[int]) -> Figure:
     """Both curves with their intervals, between random and oracle."""
-    counts = (0, *EPOCHS)
+    counts = (0, *examples)
     figure = Figure(figsize=(6, 4), layout="constrained")
     axis = figure.subplots()
     for start, color in (("pretrained", "tab:blue"), ("bare", "tab:orange")):
@@ -95,37 +98,45 @@ def chart(found: dict[str, Any], best: str) -> Figure:
         )
     for name, style in ((RANDOM, ":"), (best, "--"), (ORACLE, "-.")):
         axis.axhline(100 * found[name]["mean"], color="0.5", linestyle=style, label=name)
-    axis.set_xticks(range(len(counts)), ["zero-shot", *map(str, EPOCHS)])
-    axis.set(xlabel="training examples", ylabel="Rouge-L x 100", title=f"Mean over {len(TASKS)} held-out tasks")
+    axis.set_xticks(range(len(counts)), ["zero-shot", *map(str, examples)])
+    axis.set(xlabel="training examples", ylabel="Rouge-L x 100", title=f"Mean over {tasks} held-out tasks")
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
     return figure
 
 
-def main(folder: str, pretrained: str, results: str) -> None:
+def main() -> None:
     """Everything that is not done yet, then the results."""
-    out, rouge, measure = Path(results), RougeL("paper"), open_measure("rouge_l", "paper")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pools", type=Path)
+    parser.add_argument("pretrained")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS))
+    parser.add_argument("--examples", nargs="+", type=int, choices=list(EPOCHS), default=list(EPOCHS))
+    options = parser.parse_args()
+    out, rouge, measure = options.out, RougeL("paper"), open_measure("rouge_l", "paper")
     values: dict[str, list[Floats]] = {}
-    for task in TASKS:
-        pool = Path(folder) / f"{task}.jsonl"
+    for task in options.tasks:
+        pool = options.pools / f"{task}.jsonl"
         gains = rewards(held_out(pool), measure)
         chosen: dict[str, list[Selection]] = {}
-        for start, base in (("pretrained", pretrained), ("bare", "embedded")):
+        for start, base in (("pretrained", options.pretrained), ("bare", "embedded")):
             chosen[f"{start} 0"] = zero_shot(pool, base)
-            for count in EPOCHS:
+            for count in options.examples:
                 say(f"{task}: {count} examples, {start}")
                 chosen[f"{start} {count}"] = adapt(pool, task, base, count, out / start / str(count) / task)
         own, _ = method_values(held_out(pool), gains, chosen, rouge)
         for name, row in own.items():
             values.setdefault(name, []).append(np.array(row))
-    found = averages(values)
+    found = averages(values, options.examples)
     known = {name: value for name, value in found.items() if " " not in name and name != ORACLE}
     best = max(known, key=lambda name: known[name]["mean"])
     by_task = {name: [float(own.mean()) for own in rows] for name, rows in values.items()}
-    write_json(out / "results.json", {"tasks": TASKS, "by_task": by_task, "average": found, "best_baseline": best})
-    write_picture(chart(found, best), out / "learning_curve.png")
+    results = {"tasks": options.tasks, "by_task": by_task, "average": found, "best_baseline": best}
+    write_json(out / "results.json", results)
+    write_picture(chart(found, best, len(options.tasks), options.examples), out / "learning_curve.png")
     print("| training examples | bare encoder | pretrained | pretrained is better by |\n|---|---|---|---|")
-    for count in (0, *EPOCHS):
+    for count in (0, *options.examples):
         gain = found[f"pretrained is better at {count}"]
         cells = [f"{100 * found[f'{start} {count}']['mean']:.1f}" for start in ("bare", "pretrained")]
         told = f"{100 * gain['mean']:+.1f} [{percent_range(gain, '+')}]"
@@ -136,4 +147,4 @@ def main(folder: str, pretrained: str, results: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()
