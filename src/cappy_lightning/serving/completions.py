@@ -135,7 +135,7 @@ class Completions:
         draft = await self._sample(path, question)
         self.candidates += len(draft.candidates)
         if not draft.candidates:  # only empty texts, or filtered ones: what the upstream says is the answer
-            told = {"score": None, "samples": len(draft.blank), "candidates": []}
+            told: Body = {"score": None, "samples": len(draft.blank), "candidates": []}
             return _envelope(draft.replies[0], draft.blank[: question.wanted], told, draft)
         candidates = tuple(draft.candidates)
         pool = Pool(Example(question.task or "", "", question.instruction), candidates)
