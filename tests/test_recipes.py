@@ -40,7 +40,8 @@ def test_every_other_file_is_an_overlay_of_known_keys() -> None:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_runs_under_smoke(recipe: str, cappy: Run, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    done = cappy("train", f"conf/{recipe}", "conf/smoke.yaml", *GIVEN.get(recipe, []), f"run_dir={run_dir}")
+    words = [word for word in GIVEN.get(recipe, []) if not word.startswith("data.task=")]
+    done = cappy("train", f"conf/{recipe}", "conf/smoke.yaml", *words, f"run_dir={run_dir}")
     assert done.returncode == 0, done.stderr
     metrics = json.loads((run_dir / "metrics.json").read_text())
     assert metrics["train/steps"] == 2
