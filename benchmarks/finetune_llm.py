@@ -70,6 +70,9 @@ def main() -> None:
     path = gguf_path()
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    # Its weights are plain ones now, and can be saved.
+    model.hf_quantizer = None
+    del model.config.quantization_config
     if options.mode == "lora":
         model = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
