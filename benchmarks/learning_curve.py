@@ -101,7 +101,7 @@ def chart(found: dict[str, Any], best: str, tasks: int, examples: Sequence[int])
     axis.set_xticks(range(len(counts)), ["zero-shot", *map(str, examples)])
     axis.set(xlabel="training examples", ylabel="Rouge-L x 100", title=f"Mean over {tasks} held-out tasks")
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False)
+    axis.legend(frameon=False, loc="lower right")
     return figure
 
 
