@@ -10,7 +10,8 @@ finetuned LLM the scorer for prompts with examples is applied, because a finetun
 seen too well to learn from. Then the cost of adapting the scorer and that of adapting the LLM, each in a process of
 its own.
 
-What is finished is not done again. The results are written to `results.json` in the folder and printed as Markdown.
+What is finished is not done again. The results are written to `results.json` and `llm_adaptation.png` in the folder,
+and printed as Markdown.
 """
 
 import json
@@ -20,10 +21,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from matplotlib.figure import Figure
+
 from cappy_lightning import Cappy
 from cappy_lightning.backbones.generate import record_pools
 from cappy_lightning.config_loading import load_config
 from cappy_lightning.files import remove, to_line, write_json, write_text
+from cappy_lightning.page import write_picture
 from cappy_lightning.preparation import prepare
 from cappy_lightning.progress import say
 from cappy_lightning.selection.engine import select_from_pools
@@ -128,6 +133,26 @@ def show(results: dict[str, Any]) -> None:
         print(f"| {name} | {cost['trained']:,} | {cost['peak_mib']:,} | {cost['process_seconds']:.0f} |")
 
 
+def chart(tasks: dict[str, Any]) -> Figure:
+    """Greedy answers and Cappy's choice with their intervals, and the oracle, for each LLM of each task."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    for axis, (task, ways) in zip(figure.subplots(1, len(tasks), sharey=True), tasks.items(), strict=True):
+        for number, (method, color) in enumerate((("greedy", "0.6"), ("cappy", "tab:blue"))):
+            own = [part["methods"].get(method, {"mean": 0, "low": 0, "high": 0}) for part in ways.values()]
+            means, low, high = (np.array([100 * one[name] for one in own]) for name in ("mean", "low", "high"))
+            places = np.arange(len(ways)) + 0.35 * (number - 0.5)
+            axis.bar(places, means, 0.35, yerr=(means - low, high - means), capsize=3, color=color, label=method)
+        for place, part in enumerate(ways.values()):
+            best = 100 * part["methods"]["oracle"]["mean"]
+            axis.hlines(best, place - 0.4, place + 0.4, color="0.3", linestyle="--", label="" if place else "oracle")
+        axis.set_xticks(range(len(ways)), [name.replace(" ", "\n", 1) for name in ways])
+        axis.set_title(task)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("Rouge-L x 100")
+    figure.axes[0].legend(frameon=False, loc="upper left")
+    return figure
+
+
 def main(pools: str, folder: str) -> None:
     """Everything that is not done yet."""
     out = Path(folder)
@@ -139,7 +164,9 @@ def main(pools: str, folder: str) -> None:
         results["tasks"][task] = {name: report["tasks"][task] for name, report in reports.items()}
     results["costs"] = costs(out / TASKS[0] / "pool.jsonl", out / "costs")
     write_json(out / "results.json", results)
+    write_picture(chart(results["tasks"]), out / "llm_adaptation.png")
     show(results)
+    say(f"results: {out / 'results.json'}, {out / 'llm_adaptation.png'}")
 
 
 if __name__ == "__main__":
