@@ -52,9 +52,8 @@ def embedded_server() -> Iterator[str]:
     parameters.n_parallel = SLOTS
     parameters.n_ctx = SLOTS * CONTEXT
     # Not all of the machine's: a job of a cluster has some of them.
-    parameters.cpuparams.n_threads = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    parameters.cpuparams.n_threads = cores or 1
     parameters.cache_ram_mib = 0  # else gigabytes of old prompts are kept; the slots keep the newest ones
     parameters.verbosity = -1
     server = xllamacpp.Server(parameters)
