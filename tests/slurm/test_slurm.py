@@ -189,27 +189,28 @@ def test_cancelled_submitted_again_told_to_save_preempted_and_on_a_dead_node_it_
     cluster.run("scancel", "--signal=USR1", job)
     is_queued_again(job, 1)
     goes_on(job)
-    cluster.run("sbatch", "--partition=urgent", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+    cluster.run("scancel", "--signal=TERM", job)  # ends its step, not the job
     is_queued_again(job, 2)
+    goes_on(job)
+    cluster.run("sbatch", "--partition=urgent", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+    is_queued_again(job, 3)
     goes_on(job)
     assert all(len(times) == 1 for times in instances_of_steps(record).values())  # all was saved, nothing is repeated
     cluster.kill_node("node2")
-    is_queued_again(job, 3)
-    tries = [(job, "finished", 3)]
+    is_queued_again(job, 4)
     try:
-        if ended(cluster, job) == "FAILED" and jobs(tmp_path)[-1]["note"] == "cancelled":  # by code 143
-            # On a slow machine SLURM now and then delivers the end of the step that lost its node to the one begun anew,
-            # which has the same number. The run has saved; as the docs say, it is submitted again.
-            (again,) = submitted(*words)
-            tries = [(job, "failed", 3), (again, "finished", 0)]
-        assert ended(cluster, tries[-1][0]) == "COMPLETED", log(run)
+        # Now and then SLURM delivers the end of the step that lost its node to the one begun anew, which has the same
+        # number: that one saves, and its job is queued once more.
+        assert ended(cluster, job) == "COMPLETED", log(run)
     finally:
         cluster.start_node("node2")
         cluster.wait_for_nodes()
-    assert log(run).count("continuing from") == 3 + len(tries)
+    restarts = int(cluster.field(job, "Restarts"))
+    assert restarts in (4, 5)
+    assert log(run).count("continuing from") == 1 + restarts
     assert_as_if_left_alone(tmp_path, whole)
     rows = [(row["job"], row["state"], row["restarts"]) for row in jobs(tmp_path)]
-    assert rows == [(first, "cancelled", 0), *tries]
+    assert rows == [(first, "cancelled", 0), (job, "finished", restarts)]
 
 
 @pytest.mark.soak

@@ -94,8 +94,11 @@ def render(job: Job, directory: Path) -> str:
     if continues:
         # Not by the exit code alone: when the first rank has ended, srun ends the others, by SIGTERM.
         lines += [
-            "# Told that its time is nearly over, the run has saved; the same job goes on with it later.",
-            f'if [ -e {told} ] || [ "$code" -eq {SAVED} ]; then',
+            "# The run has saved: told that its time is nearly over, or by a SIGTERM that does not end its job (before",
+            "# a preemption, or for a step lost with its node, too late). The same job goes on with it later.",
+            'state=""',
+            '[ "$code" -eq 143 ] && state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)',
+            f'if [ -e {told} ] || [ "$code" -eq {SAVED} ] || [ "$state" = RUNNING ]; then',
             '    scontrol requeue "$SLURM_JOB_ID" && sleep 60  # it ends this script; an exit code would be a failure',
             "fi",
         ]
