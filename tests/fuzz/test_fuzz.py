@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cappy_lightning import Cappy, cli
+from cappy_lightning.commands import choosing
 from cappy_lightning.config import Config
 from cappy_lightning.schema import all_keys
 from cappy_lightning.scorer.pretrained import PretrainedScorer
@@ -105,7 +106,7 @@ def adapter(lora_run: Path) -> Path:
 def loaded(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The scorer is loaded once: here it is the other input that is malformed."""
     cappy = Cappy.from_pretrained(adapter)
-    monkeypatch.setattr(cli, "_open_cappy", lambda *_: cappy)
+    monkeypatch.setattr(choosing, "open_cappy", lambda *_: cappy)
 
 
 POOL = {
