@@ -36,12 +36,12 @@ def draw(rows: list[dict[str, Any]], out: Path, templates: Path) -> None:
     label = next(name for name in rows[0] if name.endswith("label"))
     random.Random(0).shuffle(rows)
     by_class: dict[Any, list[dict[str, Any]]] = defaultdict(list)
-    rest: list[dict[str, Any]] = []
-    for row in rows:
-        own = by_class[row[label]]
-        (own if len(own) < A_CLASS else rest).append(row)
+    # Those to test on are drawn first: what is left when the classes have their rows has fewer of the rare ones.
+    for row in rows[TESTED + LOOKED_AT :]:
+        if len(own := by_class[row[label]]) < A_CLASS:
+            own.append(row)
     train = [row for own in by_class.values() for row in own]
-    parts = {"train": train, "validation": rest[:LOOKED_AT], "test": rest[LOOKED_AT : LOOKED_AT + TESTED]}
+    parts = {"train": train, "validation": rows[TESTED : TESTED + LOOKED_AT], "test": rows[:TESTED]}
     for part, own in parts.items():
         write_text(out / f"{part}.jsonl", "".join(map(to_line, own)))
     for name, of in (("adapt", ("train", "validation")), ("test", ("test",))):
