@@ -19,8 +19,9 @@ $(READY): requirements.txt pyproject.toml
 train: setup
 	$(BIN)/python train.py conf/quickstart.yaml
 
+# Two workers with a thread each need less time than one with two threads.
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The long rounds of some tests: many kills, large sizes.
 soak: setup

@@ -76,7 +76,7 @@ _STATUS = pytest.StashKey[int]()
 def pytest_unconfigure(config: pytest.Config) -> None:
     """End at once: after a green session an interpreter has once not ended, for a reason that was not found."""
     status = config.stash.get(_STATUS, None)
-    if status is not None:
+    if status is not None and not hasattr(config, "workerinput"):  # a worker of xdist has to report
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
