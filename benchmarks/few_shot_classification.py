@@ -1,17 +1,18 @@
 """Classification without an LLM: the bare encoder, the small pretrained scorer, and both finetuned on 32 rows a class.
 
-    python benchmarks/few_shot_classification.py ROWS TEMPLATES runs/pretrain_small/model runs/few_shot [NAME ...]
+    python benchmarks/few_shot_classification.py ROWS TEMPLATES SCORER runs/few_shot [NAME ...] [key=value ...]
 
-ROWS is a folder with NAME.jsonl, TEMPLATES PromptSource's folder of templates, NAME ag_news, rotten_tomatoes and trec
-unless it is said. Rows are drawn by seed 0: 32 of each class for training, 20 to be looked at meanwhile, 200 to test
-on; of the templates that give choices the first three by name count. What is finished is not done again. Prints a
-table and writes `results.json`.
+SCORER is the small pretrained one (runs/pretrain_small/model), ROWS a folder with NAME.jsonl, TEMPLATES PromptSource's
+folder of templates, NAME ag_news, rotten_tomatoes and trec unless it is said. Rows are drawn by seed 0: 32 a class
+for training, 20 to be looked at meanwhile, 200 to test on; of the templates that give choices the first three by name
+count. What is finished is not done again. Prints a table and writes `results.json`.
 """
 
 import json
 import random
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def draw(rows: list[dict[str, Any]], out: Path, templates: Path) -> None:
         write_text(out / f"{name}.yaml", "sources:\n" + "".join(lines))
 
 
-def scorers(out: Path, pretrained: str) -> dict[str, str]:
+def scorers(out: Path, pretrained: str, words: Sequence[str]) -> dict[str, str]:
     """All of them by name; trains those that are not there yet."""
     bare = out.parent / "bare"
     if not bare.exists():  # with an untrained head
@@ -63,22 +64,24 @@ def scorers(out: Path, pretrained: str) -> dict[str, str]:
     found = {"bare, zero-shot": str(bare), "pretrained, zero-shot": pretrained}
     for name, base in (("bare", "embedded"), ("pretrained", pretrained)):
         run = out / name
-        words = (f"data.examples={out / 'adapt.yaml'}", f"scorer.base={base}", "seed=1", f"run_dir={run}")
-        if code := finish(load_config(["conf/classify.yaml", *words])):
+        own = (f"data.examples={out / 'adapt.yaml'}", f"scorer.base={base}", "seed=1", f"run_dir={run}")
+        if code := finish(load_config(["conf/classify.yaml", *own, *words])):
             sys.exit(code)
         found[f"{name}, finetuned"] = str(run / "model")
     return found
 
 
-def main(folder: str, templates: str, pretrained: str, results: str, *names: str) -> None:
+def main(folder: str, templates: str, pretrained: str, results: str, *more: str) -> None:
     """Everything that is not done yet, then the table."""
+    words = [word for word in more if "=" in word]
+    names = [word for word in more if "=" not in word]
     report: dict[str, dict[str, Any]] = {}
     for name in names or NAMES:
         out = Path(results) / name
         if not (out / "test.yaml").exists():
             draw([row for _, row in read_jsonl(Path(folder) / f"{name}.jsonl")], out, Path(templates) / name)
         report[name] = {}
-        for kind, scorer in scorers(out, pretrained).items():
+        for kind, scorer in scorers(out, pretrained, words).items():
             say(f"{name}: {kind}")
             place = out / kind.replace(", ", "_")
             evaluate_promptsource([str(out / "test.yaml")], scorer, None, None, place, as_json=False)

@@ -2,7 +2,7 @@
 
     python benchmarks/record_pools.py runs/pools auto_categorization object_counting tense
     python benchmarks/learning_curve.py runs/pools runs/pretrain_small/model runs/learning_curve \\
-        [--tasks auto_categorization ...] [--examples 10 50 200]
+        [key=value ...] [--tasks auto_categorization ...] [--examples 10 50 200]
 
 Held-out BIG-bench tasks that the pretraining (conf/pretrain_small.yaml) has not seen; 10, 50 and 200 training
 examples, seed 1, and zero-shot, where the bare encoder has an untrained head. Each adaptation is a run of its own;
@@ -47,11 +47,11 @@ EPOCHS = {10: 32, 50: 16, 200: 8}
 SEED = 1
 
 
-def adapt(pool: Path, task: str, base: str, count: int, out: Path) -> list[Selection]:
+def adapt(pool: Path, task: str, base: str, count: int, out: Path, words: Sequence[str]) -> list[Selection]:
     """What the scorer selects after adaptation with so many examples."""
-    words = [f"data.pool={pool}", f"data.task={task}", f"data.max_train={count}", "data.max_validation=null"]
-    words += [f"scorer.base={base}", f"trainer.epochs={EPOCHS[count]}", "trainer.validations=1", f"seed={SEED}"]
-    config = load_config(["conf/bigbench.yaml", *words, f"run_dir={out}"])
+    own = [f"data.pool={pool}", f"data.task={task}", f"data.max_train={count}", "data.max_validation=null"]
+    own += [f"scorer.base={base}", f"trainer.epochs={EPOCHS[count]}", "trainer.validations=1", f"seed={SEED}"]
+    config = load_config(["conf/bigbench.yaml", *own, *words, f"run_dir={out}"])
     if code := finish(config):
         sys.exit(code)
     return read_selections(out, held_out(pool))
@@ -111,6 +111,7 @@ def main() -> None:
     parser.add_argument("pools", type=Path)
     parser.add_argument("pretrained")
     parser.add_argument("out", type=Path)
+    parser.add_argument("words", nargs="*", metavar="key=value", help="for every adaptation")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS))
     parser.add_argument("--examples", nargs="+", type=int, choices=list(EPOCHS), default=list(EPOCHS))
     options = parser.parse_args()
@@ -124,7 +125,9 @@ def main() -> None:
             chosen[f"{start} 0"] = zero_shot(pool, base)
             for count in options.examples:
                 say(f"{task}: {count} examples, {start}")
-                chosen[f"{start} {count}"] = adapt(pool, task, base, count, out / start / str(count) / task)
+                chosen[f"{start} {count}"] = adapt(
+                    pool, task, base, count, out / start / str(count) / task, options.words
+                )
         own, _ = method_values(held_out(pool), gains, chosen, rouge)
         for name, row in own.items():
             values.setdefault(name, []).append(np.array(row))

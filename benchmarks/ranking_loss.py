@@ -1,7 +1,7 @@
 """What the ranking loss of conf/bigbench.yaml gives, and longer training with it, on training examples alone.
 
     python benchmarks/record_pools.py runs/pools auto_categorization object_counting tense
-    python benchmarks/ranking_loss.py runs/pools runs/ranking_loss
+    python benchmarks/ranking_loss.py runs/pools runs/ranking_loss [key=value ...]
 
 Three tasks, their training examples (up to 200) in two folds, seed 1: a scorer that has not seen an example selects for
 it. Each training is a run of its own; what is finished is not done again. Prints a table and writes `results.json`.
@@ -55,7 +55,7 @@ def select(file: Path, task: str, words: tuple[str, ...], out: Path) -> tuple[li
     return held, selections
 
 
-def main(folder: str, results: str) -> None:
+def main(folder: str, results: str, *more: str) -> None:
     """Everything that is not done yet, then the table."""
     out, rouge, measure = Path(results), RougeL("paper"), open_measure("rouge_l", "paper")
     by_task: dict[str, dict[str, Floats]] = {}
@@ -63,7 +63,9 @@ def main(folder: str, results: str) -> None:
         chosen = {}
         for number, (name, words) in enumerate(SETTINGS.items()):
             say(f"{task}: {name}")
-            pools, chosen[name] = select(Path(folder) / f"{task}.jsonl", task, words, out / task / str(number))
+            pools, chosen[name] = select(
+                Path(folder) / f"{task}.jsonl", task, (*words, *more), out / task / str(number)
+            )
         values, _ = method_values(pools, rewards(pools, measure), chosen, rouge)
         by_task[task] = {name: np.array(row) for name, row in values.items()}
     first = next(iter(SETTINGS))
