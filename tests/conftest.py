@@ -89,10 +89,10 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def run_cappy(*arguments: object) -> subprocess.CompletedProcess[str]:
+def run_cappy(*arguments: object, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """Run `cappy ...` in the root directory and in this process, which saves ten seconds of imports."""
     words, out, err = list(map(str, arguments)), io.StringIO(), io.StringIO()
-    with contextlib.chdir(ROOT), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with contextlib.chdir(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main(words)
     return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 

@@ -8,13 +8,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from cappy_lightning.cli import main
 from cappy_lightning.command_line import parse
 from cappy_lightning.config import Config
 from cappy_lightning.config_loading import NO_DATA, load_config
-from cappy_lightning.data.shards import write_instances
 from cappy_lightning.errors import InputError
-from cappy_lightning.records import Instance
 from cappy_lightning.schema import all_keys
 from cappy_lightning.sources.config import SourcesConfig
 
@@ -83,20 +80,6 @@ def test_commands_are_configs_that_are_accepted(page: Path, monkeypatch: pytest.
                 pytest.fail(f"{' '.join(words)}\n{error}")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_jobs_are_accepted(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # What a reader is told to have: examples, a file about the cluster, a set of instances.
-    for name in ("conf", "data"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    (tmp_path / "examples.jsonl").touch()
-    (tmp_path / "mine.yaml").write_text("slurm:\n  partition: gpu\n", encoding="utf-8")
-    write_instances([Instance("a", "b", 1.0, "gold", "task", "1")], tmp_path / "instances", {})
-    monkeypatch.chdir(tmp_path)
-    for words in commands(page):
-        if words[0] == "submit" and "--help" not in words:
-            assert main([*words[:1], "--dry-run", *words[1:]]) == 0, " ".join(words)
-
-
 def test_troubleshooting_quotes_messages_that_there_are() -> None:
     page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
     known = " ".join(
@@ -120,12 +103,6 @@ def test_every_recipe_and_overlay_is_in_the_table() -> None:
     assert set(re.findall(r"`(conf/\S+)`", cells)) == {
         str(path.relative_to(ROOT)) for path in (ROOT / "conf").rglob("*.yaml")
     }
-
-
-def test_the_python_example_runs(lora_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (code,) = re.findall(r"```python\n(.+?)```", README, flags=re.DOTALL)
-    monkeypatch.chdir(ROOT)
-    exec(code.replace("runs/quickstart/adapter", str(lora_run / "adapter")), {})
 
 
 def test_the_readme_shows_the_figures_of_the_results_page() -> None:
