@@ -53,7 +53,7 @@ def write_onnx(scorer: Scorer, directory: Path, *, int8: bool = False) -> None:
     example = scorer.encoder.pad(scorer.encoder.encode(["a question"] * 2, ["an answer", "another one"]))
     names = list(example)
     sizes = {0: torch.export.Dim("pairs"), 1: torch.export.Dim("tokens")}
-    with _quiet(), torch.inference_mode():
+    with _quiet(), torch.no_grad():
         torch.onnx.export(
             _Graph(model, names),
             tuple(example.values()),
