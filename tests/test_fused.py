@@ -106,7 +106,7 @@ def test_what_is_exported_anew_keeps_the_fusion(cappy: Run, fused_run: Path, tmp
 def test_a_scorer_without_a_fusion_is_refused(cappy: Run, lora_run: Path, tmp_path: Path) -> None:
     done = cappy("select", QUICKSTART_POOL, "--scorer", lora_run / "adapter", "-o", tmp_path / "x", "select.by=fused")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "adapter/fusion.json: is not there, expected what a training with select.by=fused leaves" in done.stderr
+    assert "adapter/fusion.json: is not there: this scorer was trained without select.by=fused" in done.stderr
     assert not (tmp_path / "x").exists()
 
 

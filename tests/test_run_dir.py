@@ -204,7 +204,7 @@ def test_a_run_that_was_moved_goes_on(tmp_path: Path) -> None:
 def test_a_directory_is_held_as_long_as_its_object_lives(tmp_path: Path) -> None:
     run = RunDir(Config(run_dir=str(tmp_path)))
     run.commit()
-    problem = "another process is at work on this run directory, expected one of its own"
+    problem = "another process is at work on this run directory, expected to be alone: wait for it, or write elsewhere"
     assert refusal_elsewhere(tmp_path) == f"{tmp_path}: {problem}"
     del run
     assert refusal_elsewhere(tmp_path) == ""

@@ -142,7 +142,8 @@ def open_locked(path: Path, where: Path, what: str, *, wait: bool = False) -> IO
         fcntl.lockf(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError:
         stream.close()
-        raise InputError(where, f"another process is at work on this {what}, expected one of its own") from None
+        problem = f"another process is at work on this {what}, expected to be alone: wait for it, or write elsewhere"
+        raise InputError(where, problem) from None
     return stream
 
 
@@ -254,7 +255,8 @@ def parse_line(line: bytes, where: str) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise InputError(where, f"byte {error.start + 1} of the line is not UTF-8 text") from None
     except (ValueError, RecursionError) as error:
-        raise InputError(where, f"not valid JSON ({error}), expected one object a line") from None
+        problem = getattr(error, "msg", error)  # without a second line number
+        raise InputError(where, f"not valid JSON ({problem}), expected one object a line") from None
     if not isinstance(row, dict):
         raise InputError(where, f"found {type(row).__name__}, expected a JSON object")
     return row

@@ -96,12 +96,13 @@ class Ticker:
             self._bar.update(self._task, completed=self.done, info=info)
         elif time.monotonic() - self._last_line >= LOG_EVERY:
             self._last_line = time.monotonic()
+            known = self.done - self._started_at > 1  # the first takes longer than the others
             rate = (self.done - self._started_at) / (self._last_line - self._start)
             counts = str(self.done) if self.total is None else f"{self.done}/{self.total}"
             if self.total is None:
                 pace = f", {rate:.3g} a second"
             else:
-                pace = f", about {(self.total - self.done) / rate:.0f} s left" if rate else ""
+                pace = f", about {(self.total - self.done) / rate:.0f} s left" if known else ""
             say(f"{self.description}: {counts}{pace} {info}".rstrip())
 
     def __exit__(self, *_: object) -> None:

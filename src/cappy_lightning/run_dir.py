@@ -192,7 +192,7 @@ def _refuse_other_run(config: Config) -> None:
         raise InputError(
             run_dir,
             f"holds a run with another config ({'; '.join(differences[:3])}{more}),"
-            " expected the same config or another run_dir",
+            " expected the same config, or another name (or run_dir)",
         )
 
 

@@ -72,7 +72,8 @@ def _parse_argument(argument: str) -> tuple[DictConfig, str]:
         except Exception as error:  # OmegaConf lets the YAML parser's own errors through
             raise InputError(argument, f"cannot be read as key=value ({str(error).splitlines()[0]})") from None
     if not argument.endswith((".yaml", ".yml")):
-        raise InputError(argument, "is neither a .yaml file nor key=value")
+        problem = "is neither a .yaml file nor key=value; files with data are named by a key, as in data.pool=FILE"
+        raise InputError(argument, problem)
     try:
         with open(_find_recipe(argument), encoding="utf-8") as stream:
             loaded = read_yaml(stream)

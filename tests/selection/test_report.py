@@ -206,7 +206,10 @@ def test_what_is_printed_names_every_method_and_figure() -> None:
     gone = ONE_TASK[1].candidates[0].decoding
     picks = [selected(pool, 0) for pool in lacking]
     assert f"{gone} gave no answer to 1 of 2 examples, which count 0" in shown(make_report(lacking, picks))
-    assert "left out: mbr (the candidates are given choices, not samples)" in shown(make_report(*binary(3, 4)))
+    assert (
+        "left out: self_score_sum, self_score_mean, majority, mbr (the candidates are given choices, not samples)"
+        in shown(make_report(*binary(3, 4)))
+    )
 
 
 @pytest.mark.parametrize("task", ["math[hard]", "[red]", "[/s]"])

@@ -16,6 +16,7 @@ from cappy_lightning.config import BackboneConfig
 from cappy_lightning.errors import InputError
 
 MODEL_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct (Q4_1)"
+ALIAS = "SmolLM2-135M-Instruct"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 #: Tokens of prompt and answer that one request may take.
 CONTEXT = 2048
@@ -49,6 +50,7 @@ def embedded_server() -> Iterator[str]:
         raise InputError("backbone", "the embedded LLM's server is missing, expected 'pip install xllamacpp'") from None
     parameters = xllamacpp.CommonParams()
     parameters.model.path = str(model)
+    parameters.model_alias = {ALIAS}  # else clients are told the path
     parameters.n_parallel = SLOTS
     parameters.n_ctx = SLOTS * CONTEXT
     # Not all of the machine's: a job of a cluster has some of them.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cappy_lightning.commands.inputs import (
     check_input,
     check_outputs,
+    check_scorer,
     load_sections,
     made_by,
     open_cappy,
@@ -32,6 +33,7 @@ def score(options: argparse.Namespace) -> int:
     """`cappy score`: rows with their scores."""
     check_outputs(options.out)
     check_input(options.source)
+    check_scorer(options)
     from cappy_lightning.score import score as score_rows
 
     score_rows(open_cappy(options), options.source, options.out, made_by(options))
@@ -47,6 +49,7 @@ def select(options: argparse.Namespace) -> int:
     config = load_sections(options.config, "select", "label")
     check_outputs(options.out, options.report, options.html)
     check_input(options.source)
+    check_scorer(options)
     from cappy_lightning.select import select as select_from
 
     cappy = open_cappy(options, config.select.by)
@@ -54,6 +57,8 @@ def select(options: argparse.Namespace) -> int:
     judged = select_from(cappy, options.source, options.out, options.split, by)
     if any(pool.example.split == "train" for pool, _, _ in judged):
         say("warning: the report is also of examples of the split train, which the scorer may know from its training")
+    elif judged and not any(pool.example.split for pool, _, _ in judged):
+        say("no pool names a split: the report says nothing of examples that the scorer was trained on")
     _report(options, judged, cappy.fusion is not None, config)
     return 0
 
@@ -61,6 +66,7 @@ def select(options: argparse.Namespace) -> int:
 def answer(options: argparse.Namespace) -> int:
     """`cappy answer`: answers to examples, or to one instruction."""
     sections = ("answer", "select", "backbone", "label")
+    check_scorer(options)
     if options.instruction is not None:
         return _answer_one(options, *sections)
     if options.source is None or options.out is None or options.json:
@@ -128,6 +134,7 @@ def _answer_one(options: argparse.Namespace, *sections: str) -> int:
 
 def calibrate(options: argparse.Namespace) -> int:
     """`cappy calibrate`: thresholds for sampling and for abstaining, as an overlay."""
+    check_scorer(options)
     from cappy_lightning.answering.calibration import calibrate as find_thresholds
     from cappy_lightning.answering.calibration import overlay, read_held_out
     from cappy_lightning.answering.charts import calibration_page, calibration_table
@@ -156,6 +163,7 @@ def calibrate(options: argparse.Namespace) -> int:
 
 def serve(options: argparse.Namespace) -> int:
     """`cappy serve`: the HTTP service, until a signal ends it."""
+    check_scorer(options)
     # A failure is the client's to try again: it knows how long it can wait.
     words = ["backbone.retries=0", "backbone.concurrency=64", *sampled_words(options, options.config), *options.config]
     config = load_sections(words, "serve", "answer", "select", "backbone")

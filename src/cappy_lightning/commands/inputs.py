@@ -10,6 +10,7 @@ from cappy_lightning.config import Config
 from cappy_lightning.config_loading import NO_DATA, load_config
 from cappy_lightning.errors import InputError
 from cappy_lightning.files import check_new, open_input, part_name, stamps
+from cappy_lightning.scorer.places import check_places
 from cappy_lightning.sources.config import Shard, SourcesConfig
 
 if TYPE_CHECKING:
@@ -92,6 +93,11 @@ def check_input(source: str) -> None:
     if not Path(source).is_dir():
         with open_input(source):
             pass
+
+
+def check_scorer(options: argparse.Namespace) -> None:
+    """Refuse a scorer or adapters that are not there, before torch is imported."""
+    check_places(options.scorer, _adapters(options.adapter))
 
 
 def made_by(options: argparse.Namespace) -> dict[str, Any]:

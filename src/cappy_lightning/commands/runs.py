@@ -5,15 +5,20 @@ import json
 from pathlib import Path
 
 from cappy_lightning.command_line import parse
+from cappy_lightning.commands.inputs import check_input
 from cappy_lightning.config_loading import NO_DATA, load_config
 from cappy_lightning.errors import InputError
 from cappy_lightning.progress import console, say, set_quiet
+from cappy_lightning.scorer.places import check_places
 from cappy_lightning.sources.config import Shard
 
 
 def train(options: argparse.Namespace) -> int:
     """`cappy train`: a run."""
     config = load_config(options.config)
+    if not Path(config.run_dir).exists():  # a finished run shows its results without its data
+        for path in filter(None, (*config.data.pool, config.data.examples)):
+            check_input(path)
     from cappy_lightning.training import train as fit
 
     return fit(config, options.json)
@@ -53,6 +58,7 @@ def jobs(options: argparse.Namespace) -> int:
 def evaluate(options: argparse.Namespace) -> int:
     """`cappy evaluate`: a benchmark of the paper."""
     if options.benchmark == "promptsource":
+        check_places(options.scorer, options.adapter)
         from cappy_lightning.evaluation.promptsource import evaluate_promptsource
 
         source = [options.source, *options.config]
@@ -71,6 +77,7 @@ def evaluate(options: argparse.Namespace) -> int:
 
 def export(options: argparse.Namespace) -> int:
     """`cappy export`: a run, checkpoint or scorer as a directory that others load."""
+    check_places(options.source, None)
     from cappy_lightning.export import export_any
 
     out = Path(options.out)

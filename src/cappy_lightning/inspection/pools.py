@@ -44,9 +44,11 @@ class _Sums:
     random: float = 0.0
     oracle: float = 0.0
     hopeless: int = 0
+    choices: bool = False
 
     def add(self, pool: Pool, values: Sequence[float] | None) -> None:
         self.splits[pool.example.split or "no split"] += 1
+        self.choices |= bool(pool.example.choices)
         self.candidates += len(pool.candidates)
         self.distinct += len({candidate.response for candidate in pool.candidates})
         if values:
@@ -126,7 +128,8 @@ def _tasks(tasks: dict[str, _Sums], measure: Measure) -> Table:
         line += [f"{sums.random / sums.judged:.3f}", f"{sums.oracle / sums.judged:.3f}"] if sums.judged else ["", ""]
         lines.append(line)
     header = ("task", *splits, "candidates", "distinct", f"random {measure.name}", f"oracle {measure.name}")
-    return Table("By task", header, lines, "Choices are judged by whether they are right.")
+    note = "Choices are judged by whether they are right." if any(sums.choices for sums in tasks.values()) else ""
+    return Table("By task", header, lines, note)
 
 
 def _worst(tasks: dict[str, _Sums]) -> Table:

@@ -19,6 +19,7 @@ from cappy_lightning.scorer.forward import can_unpad, has_kernels, keep_exact, u
 from cappy_lightning.scorer.inference import Inference, Pair
 from cappy_lightning.scorer.model import Scorer, build_scorer, head_names, named_failures, stored_settings
 from cappy_lightning.scorer.onnx import OnnxModel, is_onnx, read_onnx
+from cappy_lightning.scorer.places import check_places
 from cappy_lightning.scorer.prepacked import prepack
 from cappy_lightning.scorer.saving import write_model
 
@@ -73,6 +74,7 @@ class PretrainedScorer:
         """
         if dtype not in DTYPES:
             raise InputError("dtype", f"is {dtype!r}, expected one of {', '.join(DTYPES)}")
+        check_places(path, adapter)
         if adapter is None and is_onnx(path):
             for name, value, only in (("device", device, "cpu"), ("dtype", dtype, "float32")):
                 if value not in (None, only):

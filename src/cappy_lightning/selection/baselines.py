@@ -33,6 +33,9 @@ RESERVED = (
     ORACLE,
 )
 
+#: Why methods are left out that judge an LLM's answers.
+GIVEN = "the candidates are given choices, not samples"
+
 #: Decodings that say that nothing was decoded.
 NOT_DECODED = ("choice", "given")
 
@@ -100,12 +103,14 @@ def method_values(
     for name in ("log_likelihood_sum", "log_likelihood_mean"):
         method = name.replace("log_likelihood", "self_score")
         known = [[getattr(c, name) for c in pool.candidates] for pool in pools]
-        if lacking := sum(None in likelihoods for likelihoods in known):
+        if are_choices(pools):
+            skipped[method] = GIVEN
+        elif lacking := sum(None in likelihoods for likelihoods in known):
             skipped[method] = f"{lacking} of {len(pools)} pools have candidates without {name}"
         else:
             pick(method, [first_best(likelihoods) for likelihoods in known])
     if are_choices(pools):
-        skipped |= dict.fromkeys(("majority", "mbr"), "the candidates are given choices, not samples")
+        skipped |= dict.fromkeys(("majority", "mbr"), GIVEN)
         if shared_classes(pools):
             frequent = most_frequent_class(pools)
             values["most_frequent_class"] = [float(pool.example.right_choice == frequent) for pool in pools]

@@ -150,7 +150,8 @@ class Fusion:
             if content["tokenizer"] not in TOKENIZERS or not set(found[-1].weights) <= set(OF_TEXTS):
                 raise ValueError
         except FileNotFoundError:
-            raise InputError(path, "is not there, expected what a training with select.by=fused leaves") from None
+            problem = "is not there: this scorer was trained without select.by=fused, expected one trained with it"
+            raise InputError(path, problem) from None
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             raise InputError(path, "is no fusion, expected what a training with select.by=fused leaves") from None
         return cls(found, content["tokenizer"])

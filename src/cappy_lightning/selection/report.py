@@ -224,6 +224,9 @@ def _method_table(report: dict[str, Any], title: str, part: dict[str, Any]) -> T
         f"{name} gave no answer to {count} of {part['n_examples']} examples, which count 0"
         for name, count in part.get("unanswered", {}).items()
     ]
-    notes += [f"left out: {name} ({reason})" for name, reason in part.get("skipped", {}).items()]
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in part.get("skipped", {}).items():
+        by_reason.setdefault(reason, []).append(name)
+    notes += [f"left out: {', '.join(names)} ({reason})" for reason, names in by_reason.items()]
     header = ["method", "mean", "interval", *(f"{name} is better by" for name in compared)]
     return Table(f"{title}: {metric_title(report)} x 100 with 95% intervals", header, rows, "\n".join(notes))

@@ -74,7 +74,8 @@ def serve(open_cappy: Callable[[], Cappy], config: Config) -> None:
             listening.listen(settings.backlog)
         except OSError as error:
             raise InputError("serve.port", f"{host}:{port} cannot be used ({error.strerror})") from None
-        say(f"serving on http://{host}:{port}/v1, at most {counted(sum(one.n for one in decodings), 'candidate')}")
+        most = counted(sum(one.n for one in decodings), "candidate")
+        say(f"serving on http://{host}:{port}/v1, at most {most} of {upstream.address}")
         uvicorn.Server(settings).run(sockets=[listening])
         say("ended")
 

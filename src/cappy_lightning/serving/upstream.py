@@ -56,6 +56,8 @@ class Upstream:
 
     def __init__(self, client: openai.AsyncOpenAI, model: str | None, concurrency: int) -> None:
         self._client, self._model = client, model
+        #: For who starts the service; it holds no key.
+        self.address = str(client.base_url)
         self._limit = asyncio.Semaphore(concurrency)
         self._one_at_a_time = False
 

@@ -47,6 +47,8 @@ class Columns:
         Raises:
             InputError: a column is missing, or a cell cannot be what it is mapped to.
         """
+        if not self.of:
+            self._refuse_unmapped(row, where)
         found: dict[str, Any] = {"task": self.task, "split": self.split}
         for name in FIELDS:
             columns = self._columns(name, row, where)
@@ -70,6 +72,14 @@ class Columns:
             own = {} if score is None else {"score": score}
             found["candidates"] = [{"response": response, **own} for response in responses]
         return Pool.from_row(found, where, labelled=self.labelled and score is None, answered=False)
+
+    def _refuse_unmapped(self, row: Mapping[str, Any], where: str) -> None:
+        """Of a table whose columns have other names, say which it has."""
+        told = f"found {', '.join(row)}"[:200] + "; columns of other names are mapped in a sources file"
+        if not row.keys() & {"instruction", "text"}:
+            raise InputError(where, f"field 'instruction' is missing, {told}")
+        if self.labelled and not self.choices and not row.keys() & {"references", "choices", "score"}:
+            raise InputError(where, f"expected either 'references' or 'choices' with 'label', {told}")
 
     def _columns(self, name: str, row: Mapping[str, Any], where: str) -> list[str]:
         if name not in self.of:

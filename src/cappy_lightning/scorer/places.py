@@ -1,0 +1,34 @@
+"""Where scorers and adapters lie; known without torch, so that a slip of the pen is told at once."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from cappy_lightning.errors import InputError
+
+#: What trainings and exports call the directories of what they have made.
+EXPORTS = ("adapter", "model")
+
+
+def check_places(scorer: str | Path, adapter: str | Path | Mapping[str, str | Path] | None) -> None:
+    """Refuse paths that are not there, where they cannot be hub names either.
+
+    Args:
+        scorer: NAME or USER/NAME on the hub, or a directory.
+        adapter: likewise, or one for each of several tasks.
+
+    Raises:
+        InputError: one is not there.
+    """
+    adapters = adapter.values() if isinstance(adapter, Mapping) else [] if adapter is None else [adapter]
+    for place in (scorer, *adapters):
+        _check(place)
+
+
+def _check(place: str | Path) -> None:
+    path = Path(place)
+    hub_name = str(place).count("/") <= 1 and not str(place).startswith((".", "/", "~"))
+    if path.exists() or hub_name:
+        return
+    beside = [str(path.parent / name) for name in EXPORTS if (path.parent / name).is_dir()]
+    known = f"; there is {beside[0]}" if beside else ""
+    raise InputError(place, f"is not there, expected a scorer or an adapter (a directory, or a hub name){known}")
