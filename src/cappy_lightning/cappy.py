@@ -170,6 +170,8 @@ class Cappy(PretrainedScorer):
         Raises:
             InputError: settings that cannot be used; or the LLM fails.
         """
+        if isinstance(instructions, str):
+            raise InputError("instructions", "is one text, expected several (answer() is for one)")
         limits = {"stop": stop, "budget_tokens": budget_tokens, "step": step, "abstain": abstain}
         return self._answers(instructions, _answer_config(backbone, n, limits), shots, task)
 

@@ -120,22 +120,35 @@ def test_the_model_names_the_adapter(scorer: Cappy, lora_run: Path, pools: list[
             Cappy.from_pretrained(other).score([(row["instruction"], row["response"]) for row in rows]).tolist(),
             abs=1e-5,
         )
-        for model in ("cappy", None):
+        for model, found in (("cappy", "is 'cappy'"), (None, "is missing")):
             status, said = ask(url, "/score", {"model": model, "pairs": rows})
-            assert (status, said) == (404, f"model: is '{model}', expected one of tickets, faq")
+            assert (status, said) == (404, f"model: {found}, expected one of tickets, faq")
         with urllib.request.urlopen(f"{url}/v1/models") as response:
             assert [one["id"] for one in json.loads(response.read())["data"]] == ["tickets", "faq"]
 
 
+def start_service(adapter: Path, *words: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "cappy_lightning", "serve", "--scorer", str(adapter), "serve.port=0", *words]
+    environment = os.environ | {"CAPPY_API_KEY": "sk-mine"}
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_can_be_told_to_end_as_soon_as_it_serves(lora_run: Path, number: signal.Signals) -> None:
+    process = start_service(lora_run / "adapter", "backbone.kind=openai", f"backbone.url={NOWHERE}")
+    assert process.stderr is not None
+    try:
+        assert next(line for line in process.stderr if line.startswith("serving on"))
+        process.send_signal(number)
+        assert process.wait(20) == 0
+        assert process.stderr.read() == "ended\n"
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_the_command_serves_until_it_is_told_to_end_and_finishes_what_is_in_work(lora_run: Path) -> None:
-    words = ["serve", "--scorer", str(lora_run / "adapter"), "-n", "2", "serve.port=0", "backbone.kind=embedded"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cappy_lightning", *words],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"CAPPY_API_KEY": "sk-mine"},
-    )
+    process = start_service(lora_run / "adapter", "-n", "2", "backbone.kind=embedded")
     assert process.stderr is not None
     try:
         line = next(line for line in process.stderr if line.startswith("serving on"))
@@ -200,6 +213,7 @@ def test_settings_that_cannot_be(cappy: Run, lora_run: Path) -> None:
             (("backbone.decodings.beam_4=1",), "backbone.decodings.beam_4: the OpenAI API has no beam search"),
             (("backbone.kind=openai", "backbone.url=http://x:y"), "backbone.url: is 'http://x:y', which is no URL"),
             (("-n", "0"), "-n: is 0, expected 1 up"),
+            (("serve.fallback_model=x",), "serve.fallback_model: has no effect without answer.abstain"),
         ):
             done = cappy("serve", "--scorer", lora_run / "adapter", *words)
             assert (done.returncode, done.stdout) == (2, ""), words

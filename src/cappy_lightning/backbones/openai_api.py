@@ -201,7 +201,7 @@ class OpenAIBackbone:
 
     def _read(self, response: Any, decoding: Decoding) -> tuple[list[Candidate], tuple[int, int]]:
         try:
-            content = response.model_dump()
+            content = response.model_dump(warnings=False)  # what is not as it should be is refused below
             chosen = sorted(content["choices"], key=lambda choice: int(choice.get("index") or 0))
             likelihoods = [log_likelihoods(choice) for choice in chosen]
             choices = [candidate(_text(c), decoding, values) for c, values in zip(chosen, likelihoods, strict=True)]

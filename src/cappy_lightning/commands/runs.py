@@ -77,7 +77,7 @@ def evaluate(options: argparse.Namespace) -> int:
 
 def export(options: argparse.Namespace) -> int:
     """`cappy export`: a run, checkpoint or scorer as a directory that others load."""
-    check_places(options.source, None)
+    check_places(options.source)
     from cappy_lightning.export import export_any
 
     out = Path(options.out)

@@ -21,6 +21,7 @@ from cappy_lightning.config import ScorerConfig
 from cappy_lightning.errors import InputError
 from cappy_lightning.scorer.encoding import PairEncoder, Side
 from cappy_lightning.scorer.forward import raw_logits, skip_other_tokens
+from cappy_lightning.scorer.places import check_places
 
 Activation = Literal["sigmoid", "identity"]
 
@@ -178,12 +179,16 @@ def resolve_base(base: str) -> str:
     path = Path(base).expanduser()
     if path.exists():
         if not (path / "config.json").is_file():
-            raise InputError(path, "is no model directory, expected config.json and model.safetensors in it")
+            expected = "expected config.json and model.safetensors in it"
+            if (path / "adapter_config.json").is_file():
+                expected = (
+                    "but an adapter, expected the base that adapters are put onto ('embedded' for the packaged one)"
+                )
+            raise InputError(path, f"is no model directory, {expected}")
         if not any(path.glob("*.safetensors")):
             raise InputError(path, "is a model directory without weights, expected model.safetensors in it")
         return str(path)
-    if base.startswith((".", "/", "~")) or base.count("/") > 1:
-        raise InputError(base, "does not exist, expected a model directory or a hub name")
+    check_places(base)
     return base
 
 

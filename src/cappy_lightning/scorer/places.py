@@ -9,7 +9,7 @@ from cappy_lightning.errors import InputError
 EXPORTS = ("adapter", "model")
 
 
-def check_places(scorer: str | Path, adapter: str | Path | Mapping[str, str | Path] | None) -> None:
+def check_places(scorer: str | Path, adapter: str | Path | Mapping[str, str | Path] | None = None) -> None:
     """Refuse paths that are not there, where they cannot be hub names either.
 
     Args:
@@ -31,4 +31,4 @@ def _check(place: str | Path) -> None:
         return
     beside = [str(path.parent / name) for name in EXPORTS if (path.parent / name).is_dir()]
     known = f"; there is {beside[0]}" if beside else ""
-    raise InputError(place, f"is not there, expected a scorer or an adapter (a directory, or a hub name){known}")
+    raise InputError(place, f"does not exist, expected a model directory or a hub name{known}")

@@ -84,7 +84,8 @@ class Service:
             return None
         if model not in self._tasks:
             known = ", ".join(self._tasks)
-            raise Refusal(404, f"model: is '{model}', expected one of {known}", code="model_not_found")
+            found = "is missing" if model is None else f"is '{model}'"
+            raise Refusal(404, f"model: {found}, expected one of {known}", code="model_not_found")
         return model
 
     def _complete(self, path: str) -> Handler:

@@ -44,6 +44,8 @@ def serve(open_cappy: Callable[[], Cappy], config: Config) -> None:
     for name, default in vars(BackboneConfig()).items():
         if name not in USED and getattr(backbone, name) != default:
             raise InputError(f"backbone.{name}", "has no effect in a service, where requests say how they are answered")
+    if limits.fallback_model and config.answer.abstain is None:
+        raise InputError("serve.fallback_model", "has no effect without answer.abstain, expected both")
     decodings = asked_decodings(backbone)
     for decoding in decodings:
         if decoding.beams > 1:
@@ -67,16 +69,22 @@ def serve(open_cappy: Callable[[], Cappy], config: Config) -> None:
             server_header=False,
             timeout_graceful_shutdown=LAST_SECONDS,
         )
-        for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them once more when it has ended
-            previous = signal.signal(number, lambda *_: None)
-            stack.callback(signal.signal, number, previous)
+        server = uvicorn.Server(settings)
+
+        def end(*_: object) -> None:
+            server.should_exit = True
+
+        # Uvicorn has handlers of its own while it runs; it looks at this after its start, too, and raises what came
+        # once more when it has ended.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            stack.callback(signal.signal, number, signal.signal(number, end))
         try:  # only now, so that nobody waits for what is not ready; another service may have been faster
             listening.listen(settings.backlog)
         except OSError as error:
             raise InputError("serve.port", f"{host}:{port} cannot be used ({error.strerror})") from None
         most = counted(sum(one.n for one in decodings), "candidate")
         say(f"serving on http://{host}:{port}/v1, at most {most} of {upstream.address}")
-        uvicorn.Server(settings).run(sockets=[listening])
+        server.run(sockets=[listening])
         say("ended")
 
 
