@@ -58,7 +58,7 @@ def select(options: argparse.Namespace) -> int:
     if any(pool.example.split == "train" for pool, _, _ in judged):
         say("warning: the report is also of examples of the split train, which the scorer may know from its training")
     elif judged and not any(pool.example.split for pool, _, _ in judged):
-        say("no pool names a split: the report says nothing of examples that the scorer was trained on")
+        say("warning: no pool names a split; the scorer must not have been trained on these examples")
     _report(options, judged, cappy.fusion is not None, config)
     return 0
 
