@@ -28,14 +28,14 @@ FIXED = 12
 
 
 def calibrated(run: Path) -> dict[str, Any]:
-    """Thresholds, promises and curves of a run."""
+    """Thresholds, promises and curves of a run; when to stop is chosen without a precision, `abstaining` with one."""
     config = load_config([str(run / "config.yaml"), "answer.step=1"])
     pools = validation_pools(config)
     export = next(run / name for name in ("adapter", "model") if (run / name).is_dir())
     cappy = Cappy.from_pretrained(export, by=config.select.by)
-    coverage = calibrate(cappy, pools, config, 1.0, None)["coverage"]
-    surer_half = next(reward for share, reward in coverage if share >= 0.5)
-    return calibrate(cappy, pools, config, 1.0, surer_half)
+    stopping = calibrate(cappy, pools, config, 1.0, None)
+    surer_half = next(reward for share, reward in stopping["coverage"] if share >= 0.5)
+    return {**stopping, "abstaining": calibrate(cappy, pools, config, 1.0, surer_half)["abstaining"]}
 
 
 def at(curve: list[list[float]], candidates: float) -> float:

@@ -182,7 +182,7 @@ class Cappy(PretrainedScorer):
             raise InputError("task", f"is {task!r}, expected one of {', '.join(self.tasks)}")
         shown = [Example(task or "", "", asked, (response,)) for asked, response in shots]
         prompter = Prompter(config.backbone, {task or "": shown})
-        examples = (Example(task or "", _identity(text), text) for text in instructions)
+        examples = (_example(task or "", text) for text in instructions)
         requests = (Request(example, prompter.prompt(example)) for example in examples)
         asked = asked_decodings(config.backbone)
         with contextlib.ExitStack() as stack:
@@ -197,14 +197,14 @@ class Cappy(PretrainedScorer):
         pools = [Pool(example, answer.candidates) for example, answer in chunk]
         found = fill_logits(self, pools, [known_logits(answer) for _, answer in chunk])
         for pool, logits, (_, answer) in zip(pools, found, chunk, strict=True):
-            tokens = answer.input_tokens, answer.output_tokens
+            counts = answer.input_tokens, answer.output_tokens, answer.empty
             if answer.candidates:
                 selection, values = self.final(pool, select_by_logits(self, pool, logits))
                 candidates = tuple(_ranked([one.response for one in answer.candidates], selection, values))
                 response = None if abstains(selection.score, config) else selection.response
-                yield BestAnswer(response, selection.score, candidates, *tokens)
+                yield BestAnswer(response, selection.score, candidates, *counts)
             else:
-                yield BestAnswer(None, None, (), *tokens, answer.problem)
+                yield BestAnswer(None, None, (), *counts, answer.problem)
 
     def classify(
         self, texts: Sequence[str], choices: Sequence[str], template: str = "{text}", task: str | None = None
@@ -242,9 +242,11 @@ def _answer_config(backbone: str | Mapping[str, Any], n: int, limits: Mapping[st
     return load_config([*sampling_words(n), *words, *NO_DATA])
 
 
-def _identity(text: str) -> str:
+def _example(task: str, instruction: str) -> Example:
+    if not instruction.strip():
+        raise InputError("instruction", "is empty, expected a text")
     try:
-        return sha256(text.encode()).hexdigest()[:16]
+        return Example(task, sha256(instruction.encode()).hexdigest()[:16], instruction)
     except UnicodeEncodeError:  # a lone surrogate, as Python reads bytes on a command line that are no UTF-8
         raise InputError("instruction", "is not Unicode text") from None
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from cappy_lightning import __version__
 from cappy_lightning.config import (
+    BACKBONE_OF_SERVE,
     AnswerConfig,
     BackboneConfig,
     Config,
@@ -243,7 +244,7 @@ def _parser() -> argparse.ArgumentParser:
                 describe_keys(ServeConfig, "serve."),
                 describe_keys(AnswerConfig, "answer."),
                 describe_keys(SelectConfig, "select."),
-                describe_keys(BackboneConfig, "backbone."),
+                describe_keys(BackboneConfig, "backbone.", BACKBONE_OF_SERVE),
             ]
         ),
     )

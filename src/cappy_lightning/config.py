@@ -124,7 +124,9 @@ class BackboneConfig:
     seed: int = key(0, "Seed of the shots and of sampling")
     concurrency: int = key(4, "embedded, openai: HTTP requests under way at a time (`cappy serve`: 64)")
     timeout: float = key(120.0, "embedded, openai: seconds without an answer after which a request is sent again")
-    retries: int = key(6, "embedded, openai: times that a failed request (429, 5xx, no connection) is sent again")
+    retries: int = key(
+        6, "embedded, openai: times that a failed request (429, 5xx, no connection) is sent again (`cappy serve`: 0)"
+    )
     batch_size: int = key(8, "transformers: prompts that are answered together")
     max_prompt_tokens: int = key(512, "transformers: most tokens of a prompt; a longer one loses its beginning")
     device: str = key("auto", "transformers: cpu, cuda, cuda:1 ...; auto: a GPU if there is one")
@@ -162,6 +164,10 @@ class AnswerConfig:
     abstain: float | None = key(
         None, "Score of the selected candidate below which there is no answer; null: there always is"
     )
+
+
+#: The keys of the section `backbone` that a service uses. What the others say is said by the requests of its clients.
+BACKBONE_OF_SERVE = ("kind", "url", "model", "decodings", "concurrency", "timeout", "retries")
 
 
 @dataclass

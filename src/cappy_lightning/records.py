@@ -283,6 +283,7 @@ class BestAnswer:
         candidates: all, the best first.
         input_tokens: of the prompts, where known.
         output_tokens: of the answers, where known.
+        empty: how many of the answers were empty, and are no candidates.
         problem: why there is no candidate.
     """
 
@@ -291,6 +292,7 @@ class BestAnswer:
     candidates: tuple[Ranked, ...] = field(repr=False)
     input_tokens: int = 0
     output_tokens: int = 0
+    empty: int = 0
     problem: str | None = None
 
 

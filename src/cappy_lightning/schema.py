@@ -6,18 +6,28 @@ A configuration is `merge(schema, [*yaml files, key=value ...])`, left to right,
 import dataclasses
 import difflib
 import typing
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import field
 from pathlib import Path
+from types import NoneType, UnionType
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from cappy_lightning.errors import InputError
 from cappy_lightning.yaml_reading import read_yaml
 
 Schema = typing.TypeVar("Schema")
+
+#: What values of a type are called.
+_EXPECTED: dict[Any, str] = {
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    NoneType: "null",
+}
 
 
 def key(default: Any, help: str) -> Any:
@@ -45,17 +55,25 @@ def merge(schema: type[Schema], arguments: Sequence[str]) -> Schema:
             _check_keys(overlay, merged, where, list(all_keys(schema)))
             merged = typing.cast(DictConfig, OmegaConf.merge(merged, overlay))
         except OmegaConfBaseException as error:
-            raise InputError(f"{where}: {error.full_key or ''}", _reason(error)) from None
+            place = where if where.startswith(f"{error.full_key}=") else f"{where}: {error.full_key or ''}"
+            raise InputError(place, _reason(error, schema, overlay)) from None
         except (TypeError, ValueError, AttributeError) as error:  # OmegaConf's answer to a list for a mapping
             raise InputError(where, str(error).splitlines()[0]) from None
     try:
         OmegaConf.resolve(merged)
         return typing.cast(Schema, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
-        raise InputError(error.full_key or "config", _reason(error)) from None
+        raise InputError(error.full_key or "config", _reason(error, schema, merged)) from None
 
 
-def _reason(error: OmegaConfBaseException) -> str:
+def _reason(error: OmegaConfBaseException, schema: type, config: DictConfig) -> str:
+    """What a value is and what was expected, where it is a single one; else in OmegaConf's words."""
+    known = all_keys(schema).get(error.full_key or "")
+    if isinstance(error, ValidationError) and known and typing.get_origin(known.type) in (None, UnionType):
+        expected = [_EXPECTED.get(one, "") for one in typing.get_args(known.type) or [known.type]]
+        value = OmegaConf.select(config, str(error.full_key), throw_on_resolution_failure=False)
+        if all(expected):
+            return f"is {'null' if value is None else repr(value)}, expected {' or '.join(expected)}"
     return str(error.msg if error.msg else error).splitlines()[0]
 
 
@@ -144,7 +162,17 @@ def key_lines(cls: type) -> list[tuple[str, str, str, str]]:
     return lines
 
 
-def describe_keys(cls: type, prefix: str = "") -> str:
-    """The help text: every key of the schema, or of a section of it, with its type, default and meaning."""
-    lines = [f"  {prefix}{name}  ({kind}, default {shown})\n      {text}" for name, kind, shown, text in key_lines(cls)]
+def describe_keys(cls: type, prefix: str = "", only: Collection[str] | None = None) -> str:
+    """The help text: every key of the schema, or of a section of it, with its type, default and meaning.
+
+    Args:
+        cls: the schema, or a section.
+        prefix: of the names.
+        only: the keys that are told of; None: all.
+    """
+    lines = [
+        f"  {prefix}{name}  ({kind}, default {shown})\n      {text}"
+        for name, kind, shown, text in key_lines(cls)
+        if only is None or name in only
+    ]
     return "\n".join(lines)

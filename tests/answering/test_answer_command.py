@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from conftest import QUICKSTART_POOL, Run, rouge_l
+from proxy import running_proxy
 
 from cappy_lightning import Cappy
 from cappy_lightning.answer import Answered, say_given
@@ -196,9 +197,25 @@ def test_one_instruction_is_answered_on_standard_output(cappy: Run, adapter: Pat
     assert (missing.returncode, missing.stderr.splitlines()[-1]) == (2, "cappy: task: is None, expected one of a, b")
     broken = cappy("answer", *RECORDED, "--instruction", "Gr\udcf6sse", "--scorer", adapter)
     assert (broken.returncode, broken.stderr.splitlines()[-1]) == (2, "cappy: instruction: is not Unicode text")
+    blank = cappy("answer", *RECORDED, "--instruction", " ", "--scorer", adapter)
+    assert (blank.returncode, blank.stderr.splitlines()[-1]) == (2, "cappy: instruction: is empty, expected a text")
     nothing = cappy("answer", *RECORDED, "--instruction", "never heard", "--scorer", adapter)
     assert (nothing.returncode, nothing.stdout) == (2, "")
     assert "gives no answer (no recorded pool has this instruction)" in nothing.stderr
+
+
+def test_empty_answers_to_one_instruction_are_told(cappy: Run, adapter: Path) -> None:
+    def mostly_empty(_: int, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        choices = [{"index": i, "text": "" if i else "yes", "finish_reason": "stop"} for i in range(body["n"])]
+        return 200, {"choices": choices, "usage": {"prompt_tokens": 3, "completion_tokens": 5}}
+
+    with running_proxy("", mostly_empty) as (url, _):
+        words = ["backbone.kind=openai", f"backbone.url={url}", "backbone.model=m", "-n", "5"]
+        done = cappy("answer", "--instruction", "Is it?", "--scorer", adapter, *words)
+        assert (done.returncode, done.stdout) == (0, "yes\n")
+        assert "left out: 3 empty answers" in done.stderr
+        found = cappy("answer", "--instruction", "Is it?", "--scorer", adapter, *words, "--json")
+        assert json.loads(found.stdout)["empty"] == 3
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from cappy_lightning.answering.calibration import (
     _say_missed,
     choose_abstain,
     choose_stop,
+    choose_thresholds,
     overlay,
     read_held_out,
     sample,
@@ -68,6 +69,27 @@ def test_the_lowest_score_with_which_the_answers_are_good_enough() -> None:
     assert choose_abstain(scores, np.zeros(4), 0.5) == np.inf
 
 
+def test_sampling_ends_at_no_answer_that_would_be_withheld() -> None:
+    every = sampled([1, 2, 3, 4])
+    # 0.5, 1 and 0.5 are four fifths of what there is; with 0.75 on average the third is withheld, and so is the first,
+    # unless it goes on.
+    low = choose_stop(every, 0.8)
+    assert low is not None
+    _, scores, gained = every.stopped(low)
+    assert choose_abstain(scores, gained, 0.9) > low
+    stop, abstain = choose_thresholds(every, 0.8, 0.9)
+    assert stop is not None
+    assert abstain is not None
+    assert 0.5 < abstain <= stop
+    assert 0.6 < stop <= 0.7
+    counts, scores, gained = every.stopped(stop)
+    assert counts.tolist() == [4, 1, 4]
+    assert gained[scores >= abstain].tolist() == [1.0, 1.0]
+    assert choose_thresholds(every, 0.8, None) == (low, None)
+    assert choose_thresholds(sampled([4]), 0.8, 0.9)[0] is None
+    assert choose_thresholds(Sampled(np.arange(3), [1, 4], COUNT, BEST, BEST, 0 * REWARD), 0.8, 0.9)[1] == np.inf
+
+
 def test_sampling_is_played_from_the_pools(lora_run: Path, pools: list[Pool]) -> None:
     some, cappy = pools[:6], Cappy.from_pretrained(lora_run / "adapter")
     gains = rewards(some, open_measure("rouge_l", "paper"))
@@ -95,9 +117,12 @@ def test_the_command_writes_an_overlay_and_says_what_it_promises(cappy: Run, lor
     done = cappy(*words, "-o", out, "--report", found, "--html", page)
     assert done.returncode == 0, done.stderr
     assert "the 80 examples of the split validation are used" in done.stderr
+    first = out.read_text().splitlines()[0]
+    assert first == f"# cappy calibrate {pool} --scorer {lora_run / 'adapter'} --keep 1 --precision 0.22 answer.step=3"
     result = json.loads(found.read_text())
     written = load_config([str(out), *NO_DATA]).answer
     assert (written.step, written.stop, written.abstain) == (3, result["stop"], result["abstain"])
+    assert result["stop"] >= result["abstain"]
     assert yaml.safe_load(out.read_text()).keys() == {"answer", "backbone"}
     assert yaml.safe_load(overlay(result, "fused"))["select"] == {"by": "fused"}
     # What is sampled is what was calibrated.

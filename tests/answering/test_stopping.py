@@ -134,3 +134,23 @@ def test_budgets_refusals_and_empty_answers(scorer: Cappy) -> None:
     logits = tuple(scorer.logits([("Say something", "b")]).tolist())
     assert scored == ScoredAnswer(said("b").candidates, 16, 3, empty=2, logits=logits)
     assert answers(unlimited, empty, empty, empty)[0] == Answer((), 9, 3, empty=3, problem=ONLY_EMPTY)
+
+
+def test_an_answer_is_given_as_soon_as_it_and_those_before_it_are_done(scorer: Cappy) -> None:
+    requests = [Request(Example("t", str(number), "Say something"), "") for number in range(3)]
+    config = AnswerConfig(step=1, budget_tokens=22)
+
+    class Uneven(Talking):
+        """The second request needs two rounds, the others one."""
+
+        def answer(self, requests: Iterator[Request], decodings: Sequence[Decoding]) -> Iterator[Answer]:
+            for request in requests:
+                self.asked[number := int(request.example.id)] += 1
+                yield said("a", tokens=10 if number == 1 else 30)
+
+    talking = Uneven()
+    answers = StoppingBackbone(talking, scorer, config).answer(iter(requests), [Decoding("sampling", 3)])
+    assert next(answers).input_tokens == 30
+    assert [talking.asked[number] for number in range(3)] == [1, 1, 1]
+    assert [answer.input_tokens for answer in answers] == [20, 30]
+    assert [talking.asked[number] for number in range(3)] == [1, 2, 1]

@@ -205,7 +205,7 @@ def test_an_upstream_that_gives_one_answer_at_a_time(cappy_scorer: Cappy, llm: s
         ((401, {"error": {"message": "sk-secret is wrong"}}), 502, "the upstream refuses the service's key"),
         ((200, b"<html>"), 502, "the upstream's answer is no OpenAI completion"),
         ((200, {"choices": []}), 502, "the upstream's answer is no OpenAI completion"),
-        ("drop", 502, "the upstream cannot be reached, or answers nonsense"),
+        ("drop", 502, "the upstream cannot be reached, or breaks off"),
         ("hang", 504, "the upstream does not answer in time"),
     ],
 )

@@ -5,7 +5,8 @@ the candidates of one decoding, which are draws from the same distribution, come
 
 - `stop` is the score that needs the fewest candidates among those with which the selected ones have, on average, at
   least a given share of the reward that selecting among all candidates has.
-- `abstain` is the lowest score with which the answers that are given have, on average, at least a given reward.
+- `abstain` is the lowest score with which the answers that are given have, on average, at least a given reward. Where
+  that is above `stop`, `stop` becomes as high, and `abstain` is chosen anew.
 
 What thresholds promise is told by examples that they were not chosen on: each fifth by those chosen on the others.
 A reward is what the metric says of a candidate, in [0, 1].
@@ -155,6 +156,25 @@ def choose_abstain(scores: Floats, own_rewards: Floats, precision: float) -> flo
     return np.inf
 
 
+def choose_thresholds(sampled: Sampled, keep: float, precision: float | None) -> tuple[float | None, float | None]:
+    """`stop` and `abstain`, such that sampling ends at no answer that would be withheld.
+
+    Args:
+        sampled: what sampling gives.
+        keep: see `choose_stop`.
+        precision: see `choose_abstain`; None: `abstain` is None.
+    """
+    stop = choose_stop(sampled, keep)
+    if precision is None:
+        return stop, None
+    while True:
+        _, scores, own_rewards = sampled.stopped(stop)
+        abstain = choose_abstain(scores, own_rewards, precision)
+        if stop is None or abstain <= stop:
+            return stop, abstain
+        stop = abstain if abstain < np.inf else None  # higher each time
+
+
 def _tried(scores: Floats) -> Floats:
     """Thresholds from low to high."""
     return np.unique(np.quantile(scores, np.linspace(0, 1, TRIED)))
@@ -204,9 +224,7 @@ def calibrate(
     sampled = sample(cappy, pools, rewards(pools, measure), config.answer.step)
 
     def thresholds(own: Sampled) -> tuple[float | None, float | None]:
-        stop = None if choices else choose_stop(own, keep)  # choices are there, and nothing is sampled
-        _, scores, own_rewards = own.stopped(stop)
-        return stop, None if precision is None else choose_abstain(scores, own_rewards, precision)
+        return choose_thresholds(own, keep, precision)
 
     stop, abstain = thresholds(sampled)
     coverage = _coverage(*sampled.stopped(stop)[1:])

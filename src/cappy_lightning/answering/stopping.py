@@ -150,6 +150,8 @@ class StoppingBackbone:
             drafts = [_Draft(request) for request in wave]
             for asked in rounds:
                 self._ask([draft for draft in drafts if not self._done(draft)], asked)
+                while drafts and self._done(drafts[0]):  # the next of the caller's order
+                    yield drafts.pop(0).answer()
             yield from (draft.answer() for draft in drafts)
 
     def _done(self, draft: _Draft) -> bool:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +23,7 @@ from cappy_lightning.commands.inputs import (
 from cappy_lightning.config import Config
 from cappy_lightning.errors import InputError
 from cappy_lightning.files import write_json, write_text
-from cappy_lightning.progress import console, say, show_places, warn
+from cappy_lightning.progress import console, counted, say, show_places, warn
 from cappy_lightning.records import Example, Pool, Selection, check_task
 
 if TYPE_CHECKING:
@@ -125,6 +126,8 @@ def _answer_one(options: argparse.Namespace, *sections: str) -> int:
         return 0
     for one in best.candidates:
         say(f"{one.score:.3f}  {one.response}")
+    if best.empty:
+        say(f"left out: {counted(best.empty, 'empty answer')}")
     if best.response is None:
         warn(f"not sure: the best score is below answer.abstain={limits.abstain}")
     else:
@@ -148,7 +151,9 @@ def calibrate(options: argparse.Namespace) -> int:
     pools = read_held_out(options.source)
     cappy = open_cappy(options, config.select.by)
     result = find_thresholds(cappy, pools, config, options.keep, options.precision)
-    text = f"# cappy calibrate {options.source} --scorer {options.scorer}\n{overlay(result, config.select.by)}"
+    asked = ["--keep", f"{options.keep:g}"] + (["--precision", f"{options.precision:g}"] if options.precision else [])
+    command = ["cappy", "calibrate", options.source, "--scorer", options.scorer, *asked, *options.config]
+    text = f"# {shlex.join(command)}\n{overlay(result, config.select.by)}"
     if options.out == "-":
         print(text, end="")
     else:

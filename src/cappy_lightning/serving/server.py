@@ -12,7 +12,7 @@ from cappy_lightning.backbones.embedded import embedded_server
 from cappy_lightning.backbones.generate import asked_decodings
 from cappy_lightning.backbones.openai_api import environment_key, open_client
 from cappy_lightning.cappy import Cappy
-from cappy_lightning.config import BackboneConfig, Config
+from cappy_lightning.config import BACKBONE_OF_SERVE, BackboneConfig, Config
 from cappy_lightning.errors import InputError
 from cappy_lightning.progress import counted, say
 from cappy_lightning.serving.app import Service
@@ -20,9 +20,6 @@ from cappy_lightning.serving.upstream import Upstream
 
 #: The environment variable with what clients have to send as their key.
 KEY_VARIABLE = "CAPPY_API_KEY"
-
-#: The keys of the section `backbone` that a service uses. What the others say is said by the requests of its clients.
-USED = ("kind", "url", "model", "decodings", "concurrency", "timeout", "retries")
 
 #: Seconds for requests that are in work when the service is asked to end.
 LAST_SECONDS = 30
@@ -42,7 +39,7 @@ def serve(open_cappy: Callable[[], Cappy], config: Config) -> None:
     if backbone.kind not in ("embedded", "openai"):
         raise InputError("backbone.kind", f"is '{backbone.kind}', expected embedded or openai for a service")
     for name, default in vars(BackboneConfig()).items():
-        if name not in USED and getattr(backbone, name) != default:
+        if name not in BACKBONE_OF_SERVE and getattr(backbone, name) != default:
             raise InputError(f"backbone.{name}", "has no effect in a service, where requests say how they are answered")
     if limits.fallback_model and config.answer.abstain is None:
         raise InputError("serve.fallback_model", "has no effect without answer.abstain, expected both")

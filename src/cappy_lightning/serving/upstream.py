@@ -206,8 +206,10 @@ def _failures() -> Iterator[None]:
         raise _handed_on(error) from None
     except openai.APITimeoutError:
         raise Refusal(504, "the upstream does not answer in time", "upstream_error") from None
+    except openai.APIConnectionError:
+        raise Refusal(502, "the upstream cannot be reached, or breaks off", "upstream_error") from None
     except (openai.APIError, ValueError):
-        raise Refusal(502, "the upstream cannot be reached, or answers nonsense", "upstream_error") from None
+        raise Refusal(502, "the upstream answers nonsense", "upstream_error") from None
 
 
 def _handed_on(error: openai.APIStatusError) -> Refusal:
