@@ -11,7 +11,7 @@ import pytest
 from cappy_lightning.backbones import generate
 from cappy_lightning.backbones.backbone import Answer, Request
 from cappy_lightning.backbones.decoding import Decoding
-from cappy_lightning.config import BackboneConfig, Config
+from cappy_lightning.config import BACKBONE_OF_SERVE, BackboneConfig, Config
 from cappy_lightning.config_loading import load_config
 from cappy_lightning.errors import InputError
 from cappy_lightning.records import Candidate, Example
@@ -250,6 +250,8 @@ def test_the_help_describes_every_key() -> None:
         len(dataclasses.fields(value)) if dataclasses.is_dataclass(value) else 1 for value in vars(Config()).values()
     )
     assert describe_keys(BackboneConfig, "backbone.") in text
+    some = describe_keys(BackboneConfig, "backbone.", BACKBONE_OF_SERVE)
+    assert [line.split()[0] for line in some.splitlines()[::2]] == [f"backbone.{name}" for name in BACKBONE_OF_SERVE]
 
 
 def test_a_single_value_for_a_list_may_refer_to_another_key() -> None:

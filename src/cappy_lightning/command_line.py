@@ -155,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
         "printed, too. Run it again after an interruption to continue.\n\n"
         "  cappy select pool.jsonl --split validation --scorer runs/mine/adapter -o chosen.jsonl --html report.html\n"
         "  cappy select pool.jsonl --scorer runs/tickets/adapter -o selections.jsonl select.by=fused",
-        epilog="Keys:\n" + describe_keys(SelectConfig, "select.") + "\n" + describe_keys(LabelConfig, "label."),
+        epilog="Keys:\n" + describe_keys(SelectConfig, "select.", ["by"]) + "\n" + describe_keys(LabelConfig, "label."),
     )
     _scorer_options(select, "POOL.jsonl")
     select.add_argument("config", nargs="*", metavar="[select.by=fused] [label.key=value ...]")
@@ -176,7 +176,7 @@ def _parser() -> argparse.ArgumentParser:
         + "\n".join(
             [
                 describe_keys(AnswerConfig, "answer."),
-                describe_keys(SelectConfig, "select."),
+                describe_keys(SelectConfig, "select.", ["by"]),
                 describe_keys(BackboneConfig, "backbone."),
             ]
         ),
@@ -205,7 +205,7 @@ def _parser() -> argparse.ArgumentParser:
         + "\n".join(
             [
                 describe_keys(AnswerConfig, "answer."),
-                describe_keys(SelectConfig, "select."),
+                describe_keys(SelectConfig, "select.", ["by"]),
                 describe_keys(LabelConfig, "label."),
             ]
         ),
@@ -243,7 +243,7 @@ def _parser() -> argparse.ArgumentParser:
             [
                 describe_keys(ServeConfig, "serve."),
                 describe_keys(AnswerConfig, "answer."),
-                describe_keys(SelectConfig, "select."),
+                describe_keys(SelectConfig, "select.", ["by"]),
                 describe_keys(BackboneConfig, "backbone.", BACKBONE_OF_SERVE),
             ]
         ),
