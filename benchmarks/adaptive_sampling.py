@@ -35,7 +35,8 @@ def calibrated(run: Path) -> dict[str, Any]:
     cappy = Cappy.from_pretrained(export, by=config.select.by)
     stopping = calibrate(cappy, pools, config, 1.0, None)
     surer_half = next(reward for share, reward in stopping["coverage"] if share >= 0.5)
-    return {**stopping, "abstaining": calibrate(cappy, pools, config, 1.0, surer_half)["abstaining"]}
+    both = calibrate(cappy, pools, config, 1.0, surer_half)
+    return {**stopping, "abstaining": {**both["abstaining"], "candidates": both["stopping"]["candidates"]}}
 
 
 def at(curve: list[list[float]], candidates: float) -> float:
@@ -91,13 +92,15 @@ def main() -> None:
             f"| {name} | {100 * whole:.1f} | {100 * half:.1f} | {enough:.1f} | {chosen['candidates']:.1f} |"
             f" {100 * chosen['reward']:.1f} |"
         )
-    print("\n| run | all answered | precision asked for | precision | answered |\n|---|---|---|---|---|")
+    print(
+        "\n| run | all answered | precision asked for | precision | answered | candidates |\n|---|---|---|---|---|---|"
+    )
     for name, result in found.items():
         chosen = result["abstaining"]
         precision = "" if chosen["precision"] is None else f"{100 * chosen['precision']:.1f}"
         print(
             f"| {name} | {100 * result['coverage'][-1][1]:.1f} | {100 * chosen['asked']:.1f} | {precision} |"
-            f" {100 * chosen['coverage']:.0f}% |"
+            f" {100 * chosen['coverage']:.0f}% | {chosen['candidates']:.1f} |"
         )
 
 
