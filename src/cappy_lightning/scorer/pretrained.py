@@ -20,7 +20,6 @@ from cappy_lightning.scorer.inference import Inference, Pair
 from cappy_lightning.scorer.model import Scorer, build_scorer, head_names, named_failures, stored_settings
 from cappy_lightning.scorer.onnx import OnnxModel, is_onnx, read_onnx
 from cappy_lightning.scorer.places import check_places
-from cappy_lightning.scorer.prepacked import prepack
 from cappy_lightning.scorer.saving import write_model
 
 Task = str | Sequence[str | None] | None
@@ -110,8 +109,6 @@ class PretrainedScorer:
                     keep_exact(module)
             if scorer.device.type == "cuda" and has_kernels() and can_unpad(scorer.config, training=False):
                 unpad(scorer.model, scorer.encoder)
-        elif scorer.device.type == "cpu":
-            prepack(scorer.model)
         loaded = cls(scorer)  # how many tokens a forward has goes by the device
         loaded._try(str(path))
         loaded.tasks = tuple(adapters) if isinstance(adapter, Mapping) else ()
