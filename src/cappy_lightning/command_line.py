@@ -20,6 +20,9 @@ from cappy_lightning.records import SPLITS
 from cappy_lightning.schema import all_keys, describe_keys
 from cappy_lightning.sources.config import SourceConfig, SourcesConfig
 
+#: The keys of the section `select` that a choice goes by; the others are for trainings.
+SELECT_OF_CHOICES = ("by",)
+
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The options of a command line; `command` is the name of the command.
@@ -155,7 +158,10 @@ def _parser() -> argparse.ArgumentParser:
         "printed, too. Run it again after an interruption to continue.\n\n"
         "  cappy select pool.jsonl --split validation --scorer runs/mine/adapter -o chosen.jsonl --html report.html\n"
         "  cappy select pool.jsonl --scorer runs/tickets/adapter -o selections.jsonl select.by=fused",
-        epilog="Keys:\n" + describe_keys(SelectConfig, "select.", ["by"]) + "\n" + describe_keys(LabelConfig, "label."),
+        epilog="Keys:\n"
+        + describe_keys(SelectConfig, "select.", SELECT_OF_CHOICES)
+        + "\n"
+        + describe_keys(LabelConfig, "label."),
     )
     _scorer_options(select, "POOL.jsonl")
     select.add_argument("config", nargs="*", metavar="[select.by=fused] [label.key=value ...]")
@@ -176,7 +182,7 @@ def _parser() -> argparse.ArgumentParser:
         + "\n".join(
             [
                 describe_keys(AnswerConfig, "answer."),
-                describe_keys(SelectConfig, "select.", ["by"]),
+                describe_keys(SelectConfig, "select.", SELECT_OF_CHOICES),
                 describe_keys(BackboneConfig, "backbone."),
             ]
         ),
@@ -205,7 +211,7 @@ def _parser() -> argparse.ArgumentParser:
         + "\n".join(
             [
                 describe_keys(AnswerConfig, "answer."),
-                describe_keys(SelectConfig, "select.", ["by"]),
+                describe_keys(SelectConfig, "select.", SELECT_OF_CHOICES),
                 describe_keys(LabelConfig, "label."),
             ]
         ),
@@ -243,7 +249,7 @@ def _parser() -> argparse.ArgumentParser:
             [
                 describe_keys(ServeConfig, "serve."),
                 describe_keys(AnswerConfig, "answer."),
-                describe_keys(SelectConfig, "select.", ["by"]),
+                describe_keys(SelectConfig, "select.", SELECT_OF_CHOICES),
                 describe_keys(BackboneConfig, "backbone.", BACKBONE_OF_SERVE),
             ]
         ),

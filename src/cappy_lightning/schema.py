@@ -71,8 +71,8 @@ def _reason(error: OmegaConfBaseException, schema: type, config: DictConfig) -> 
     known = all_keys(schema).get(error.full_key or "")
     if isinstance(error, ValidationError) and known and typing.get_origin(known.type) in (None, UnionType):
         expected = [_EXPECTED.get(one, "") for one in typing.get_args(known.type) or [known.type]]
-        value = OmegaConf.select(config, str(error.full_key), throw_on_resolution_failure=False)
         if all(expected):
+            value = OmegaConf.select(config, str(error.full_key), throw_on_resolution_failure=False)
             return f"is {'null' if value is None else repr(value)}, expected {' or '.join(expected)}"
     return str(error.msg if error.msg else error).splitlines()[0]
 

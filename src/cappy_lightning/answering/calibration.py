@@ -17,6 +17,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -223,9 +224,7 @@ def calibrate(
     measure, choices = open_measure(config.label.score, config.label.tokenizer), are_choices(pools)
     sampled = sample(cappy, pools, rewards(pools, measure), config.answer.step)
 
-    def thresholds(own: Sampled) -> tuple[float | None, float | None]:
-        return choose_thresholds(own, keep, precision)
-
+    thresholds = partial(choose_thresholds, keep=keep, precision=precision)
     stop, abstain = thresholds(sampled)
     coverage = _coverage(*sampled.stopped(stop)[1:])
     if abstain == np.inf:
