@@ -27,9 +27,10 @@ from torch.nn import functional
 from cappy_lightning.config import ScorerConfig
 from cappy_lightning.config_loading import load_config
 from cappy_lightning.files import write_json
+from cappy_lightning.scorer.architectures import head_names, in_head
 from cappy_lightning.scorer.encoding import EncodedPair
 from cappy_lightning.scorer.forward import unpad
-from cappy_lightning.scorer.model import Scorer, build_scorer, head_names, in_head
+from cappy_lightning.scorer.model import Scorer, build_scorer
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"

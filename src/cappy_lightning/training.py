@@ -38,6 +38,7 @@ from cappy_lightning.progress import console, say, show_places
 from cappy_lightning.records import Pool
 from cappy_lightning.run_dir import FOLDS, METRICS, SELECTIONS, RunDir, job_folder, rank
 from cappy_lightning.scorer.adapter import add_adapter
+from cappy_lightning.scorer.architectures import head_names
 from cappy_lightning.scorer.forward import can_unpad, encoder_of, has_kernels, plain_attention, unpad
 from cappy_lightning.scorer.metrics import validation_metrics
 from cappy_lightning.scorer.model import (
@@ -45,7 +46,6 @@ from cappy_lightning.scorer.model import (
     begin_at_mean,
     build_scorer,
     checkpoint_activations,
-    head_names,
     weights_hash,
 )
 from cappy_lightning.scorer.module import CappyModule

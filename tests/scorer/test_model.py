@@ -13,7 +13,8 @@ from cappy_lightning import Cappy
 from cappy_lightning.config import FinetuneConfig, ScorerConfig
 from cappy_lightning.errors import InputError
 from cappy_lightning.scorer.adapter import add_adapter, save_adapter
-from cappy_lightning.scorer.model import begin_at_mean, build_scorer, depth, head_names, in_head, resolve_base
+from cappy_lightning.scorer.architectures import depth, head_names, in_head
+from cappy_lightning.scorer.model import begin_at_mean, build_scorer, resolve_base
 
 PAIRS = [("what is this " * n, "an answer " * (n % 3 + 1)) for n in range(1, 12)]
 

@@ -7,8 +7,9 @@ from small_models import settings
 from torchmetrics import SpearmanCorrCoef
 
 from cappy_lightning.config import OptimizerConfig
+from cappy_lightning.scorer.architectures import head_names, in_head
 from cappy_lightning.scorer.metrics import BestFirst
-from cappy_lightning.scorer.model import build_scorer, head_names, in_head
+from cappy_lightning.scorer.model import build_scorer
 from cappy_lightning.scorer.module import CappyModule
 
 

@@ -27,15 +27,8 @@ import cappy_lightning
 from cappy_lightning.config import FinetuneConfig
 from cappy_lightning.errors import InputError
 from cappy_lightning.files import file_sha256, write_json
-from cappy_lightning.scorer.model import (
-    EMBEDDED,
-    EMBEDDED_HUB_NAME,
-    LAYERS,
-    LORA_TARGETS,
-    Scorer,
-    head_names,
-    weights_hash,
-)
+from cappy_lightning.scorer.architectures import LAYERS, LORA_TARGETS, head_names
+from cappy_lightning.scorer.model import EMBEDDED, EMBEDDED_HUB_NAME, Scorer, weights_hash
 
 #: What PEFT does not know: the base by name and hash, and how pairs are encoded and logits read.
 SETTINGS_FILE = "cappy.json"

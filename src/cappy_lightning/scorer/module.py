@@ -13,8 +13,9 @@ from transformers import get_linear_schedule_with_warmup
 
 from cappy_lightning.checkpoints import CONFIG, OPTIMIZER_NAMES
 from cappy_lightning.config import OptimizerConfig
+from cappy_lightning.scorer.architectures import depth
 from cappy_lightning.scorer.metrics import validation_metrics
-from cappy_lightning.scorer.model import Scorer, depth
+from cappy_lightning.scorer.model import Scorer
 
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "starts", "longest")
 

@@ -15,9 +15,10 @@ from cappy_lightning.config import ScorerConfig
 from cappy_lightning.errors import InputError
 from cappy_lightning.files import atomic_path
 from cappy_lightning.scorer.adapter import find_adapter, load_adapter, read_settings
+from cappy_lightning.scorer.architectures import head_names
 from cappy_lightning.scorer.forward import can_unpad, has_kernels, keep_exact, unpad
 from cappy_lightning.scorer.inference import Inference, Pair
-from cappy_lightning.scorer.model import Scorer, build_scorer, head_names, named_failures, stored_settings
+from cappy_lightning.scorer.model import Scorer, build_scorer, named_failures, stored_settings
 from cappy_lightning.scorer.onnx import OnnxModel, is_onnx, read_onnx
 from cappy_lightning.scorer.places import check_places
 from cappy_lightning.scorer.saving import write_model
