@@ -64,11 +64,32 @@ def test_a_list_is_replaced_and_not_added_to() -> None:
     assert load_config(["data.instances=[a,b]", "data.instances=[c]"]).data.instances == ["c"]
 
 
+def test_a_mapping_is_replaced_and_a_word_for_an_entry_changes_that_one(tmp_path: Path) -> None:
+    def decodings(*words: str) -> dict[str, int]:
+        return load_config([SOURCE, *words]).backbone.decodings
+
+    assert decodings("backbone.decodings={top_k_4: 2}") == {"top_k_4": 2}
+    overlay = tmp_path / "few.yaml"
+    overlay.write_text("backbone:\n  decodings:\n    beam_4: 1\n")
+    for earlier in ("backbone.decodings={top_k_4: 2}", "backbone.decodings.top_k_4=2"):
+        assert decodings(earlier, str(overlay)) == {"beam_4": 1}
+        assert decodings(earlier, "backbone={decodings: {beam_4: 1}}") == {"beam_4": 1}
+    assert decodings("backbone.decodings.sampling=8", "backbone.decodings.temperature_0.7=0") == {
+        "greedy": 1,
+        "sampling": 8,
+        "temperature_0.7": 0,
+        "nucleus_0.9": 4,
+    }
+    caps = ["data.caps={a: 1}", "data.caps.glue/*=2"]
+    assert load_config(["data.instances=[x]", *caps]).data.caps == {"a": 1, "glue/*": 2}
+
+
 def test_a_decoding_is_added_to_those_of_the_schema_and_a_count_of_0_leaves_one_of_them_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ["backbone.decodings={sampling: 0, temperature_0.7: 0}", "backbone.decodings.top_k_4=2", "backbone.shots=0"]
-    config = load_config([SOURCE, *words]).backbone
+    changes = {"sampling": 0, "temperature_0.7": 0, "top_k_4": 2}
+    words = [f"backbone.decodings.{name}={n}" for name, n in changes.items()]
+    config = load_config([SOURCE, *words, "backbone.shots=0"]).backbone
     assert config.decodings == {"greedy": 1, "sampling": 0, "temperature_0.7": 0, "nucleus_0.9": 4, "top_k_4": 2}
 
     class Parrot:

@@ -105,7 +105,7 @@ def test_no_decoding_at_all_is_refused(decodings: dict[str, int]) -> None:
 
 
 def test_decodings_that_a_recipe_all_leaves_out_are_refused() -> None:
-    none = [f"backbone.decodings={{{name}: 0}}" for name in BackboneConfig().decodings]
+    none = [f"backbone.decodings.{name}=0" for name in BackboneConfig().decodings]
     assert refusal(SOURCE, *none).endswith(", expected at least one decoding")
     assert load_config([SOURCE, *none[1:]]).backbone.decodings["greedy"] == 1
 

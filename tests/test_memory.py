@@ -73,7 +73,11 @@ def test_memory_is_printed_for_every_architecture_without_weights(cappy: Run) ->
             "data.pool=x.jsonl",
             f"scorer.config.model_type={name}",
             "scorer.config.num_hidden_layers=2",
+            "scorer.config.pad_token_id=0",
         ]
         done = cappy("memory", *words, "scorer.config.max_position_embeddings=66")
         assert done.returncode == 0, done.stderr
         assert "activations" in done.stdout
+    done = cappy("memory", *TINY_RUN, "data.pool=x.jsonl", "scorer.config.num_attention_heads=3")
+    assert done.returncode == 2
+    assert done.stderr.startswith("cappy: scorer.config: cannot be loaded (The hidden size (32) is not a multiple")

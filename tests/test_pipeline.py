@@ -22,7 +22,7 @@ def test_examples_become_a_pool_instances_and_an_adapter(cappy: Run, tmp_path: P
         "    columns: {instruction: mail, references: subject, split: part}\n"
     )
     pool, train, validation, run = (tmp_path / name for name in ("pool.jsonl", "train", "validation", "run"))
-    asked = ["backbone.max_tokens=8", "backbone.shots=2", "backbone.decodings={temperature_0.7: 0, nucleus_0.9: 2}"]
+    asked = ["backbone.max_tokens=8", "backbone.shots=2", "backbone.decodings={greedy: 1, sampling: 4, nucleus_0.9: 2}"]
     steps = [
         ("generate", sources, "-o", pool, *asked),
         ("inspect", pool, "--html", tmp_path / "pool.html"),

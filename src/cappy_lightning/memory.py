@@ -17,7 +17,7 @@ from cappy_lightning.config import Config
 from cappy_lightning.progress import console
 from cappy_lightning.scorer.adapter import lora_config, quiet_peft
 from cappy_lightning.scorer.forward import skip_other_tokens
-from cappy_lightning.scorer.model import base_config
+from cappy_lightning.scorer.model import base_config, named_failures
 from cappy_lightning.strategies import BUCKET
 
 #: Numbers that ZeRO-3 may hold gathered at a time (DeepSpeed's own default for stage3_max_live_parameters).
@@ -65,7 +65,7 @@ def estimate(config: Config) -> Estimate:
     tensors without data.
 
     Raises:
-        InputError: the base's config cannot be found or read.
+        InputError: the base's config cannot be found or read, or makes no sense.
     """
     trainer = config.trainer
     zero = int(trainer.strategy[-1]) if trainer.strategy.startswith("zero") else 0
@@ -116,7 +116,8 @@ def _model(config: Config, dtype: torch.dtype) -> torch.nn.Module:
     # The fused attention of GPUs keeps no dropout mask; that of CPUs, which counts here, would.
     hf_config.attention_probs_dropout_prob = hf_config.attention_dropout = 0.0
     with torch.device("meta"), no_init_weights(), quiet_peft():
-        model: torch.nn.Module = AutoModelForSequenceClassification.from_config(hf_config, dtype=dtype)
+        with named_failures("scorer.config" if config.scorer.config else config.scorer.base):
+            model: torch.nn.Module = AutoModelForSequenceClassification.from_config(hf_config, dtype=dtype)
         skip_other_tokens(model)
         if config.finetune.mode != "full":
             adapter = lora_config(hf_config, config.finetune, config.scorer.base)

@@ -45,14 +45,21 @@ def section(cls: type) -> Any:
 def merge(schema: type[Schema], arguments: Sequence[str]) -> Schema:
     """Merge YAML files and `key=value` words, left to right, onto a dataclass.
 
+    A list or a mapping takes the place of the one before it; a word `key.entry=value` changes one entry of a mapping.
+
     Raises:
         InputError: a file that cannot be read, an unknown key, or a value of the wrong type.
     """
-    merged = OmegaConf.structured(schema)
+    merged, known = OmegaConf.structured(schema), all_keys(schema)
+    mappings = [name for name, f in known.items() if typing.get_origin(f.type) is dict]
     for argument in arguments:
-        overlay, where = _parse_argument(argument)
+        overlay, where = _parse_argument(argument, mappings)
         try:
-            _check_keys(overlay, merged, where, list(all_keys(schema)))
+            _check_keys(overlay, merged, where, list(known))
+            for name in mappings:
+                value = OmegaConf.select(overlay, name, throw_on_resolution_failure=False)
+                if isinstance(value, DictConfig) and not where.startswith(f"{name}."):
+                    OmegaConf.update(merged, name, {}, merge=False)
             merged = typing.cast(DictConfig, OmegaConf.merge(merged, overlay))
         except OmegaConfBaseException as error:
             place = where if where.startswith(f"{error.full_key}=") else f"{where}: {error.full_key or ''}"
@@ -77,15 +84,19 @@ def _reason(error: OmegaConfBaseException, schema: type, config: DictConfig) -> 
     return str(error.msg if error.msg else error).splitlines()[0]
 
 
-def _parse_argument(argument: str) -> tuple[DictConfig, str]:
+def _parse_argument(argument: str, mappings: Sequence[str]) -> tuple[DictConfig, str]:
     """One YAML file or one `key=value` as a config, with its name for messages."""
     name, equals, value = argument.partition("=")
-    if equals and "/" not in name:
+    mapping = next((one for one in mappings if name.startswith(f"{one}.")), None)
+    if equals and (mapping or "/" not in name):
         if value == "-":  # standard input, which YAML takes for an empty list
             value = "'-'"
         try:
             overlay = OmegaConf.create()
-            OmegaConf.update(overlay, name, read_yaml(value))
+            if mapping:  # the rest names an entry, dots included, as in temperature_0.7
+                OmegaConf.update(overlay, mapping, {name[len(mapping) + 1 :]: read_yaml(value)})
+            else:
+                OmegaConf.update(overlay, name, read_yaml(value))
             return overlay, f"{name}={value}"
         except Exception as error:  # OmegaConf lets the YAML parser's own errors through
             raise InputError(argument, f"cannot be read as key=value ({str(error).splitlines()[0]})") from None

@@ -18,7 +18,7 @@ from cappy_lightning.errors import InputError
 from cappy_lightning.records import Pool
 
 RECORDED = {"kind": "recorded", "pools": [str(QUICKSTART_POOL)], "shots": 0}
-SOME = {**RECORDED, "decodings": {"greedy": 1, "temperature_0.7": 4, "sampling": 0, "nucleus_0.9": 0}}
+SOME = {**RECORDED, "decodings": {"greedy": 1, "temperature_0.7": 4}}
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from cappy_lightning.answering.stopping import in_turns
 from cappy_lightning.backbones.decoding import parse_decoding
 from cappy_lightning.cappy import Cappy
-from cappy_lightning.config import BackboneConfig, Config
+from cappy_lightning.config import Config
 from cappy_lightning.errors import InputError
 from cappy_lightning.labeling.measures import open_measure
 from cappy_lightning.progress import say
@@ -271,8 +271,8 @@ def overlay(result: dict[str, Any], by: str = "scorer") -> str:
     lines += ["answer:"]
     lines += [f"  {name}: {result[name]}" for name in ("step", "stop", "abstain") if result[name] is not None]
     if result["decodings"] is not None:
-        counts = dict.fromkeys(BackboneConfig().decodings, 0) | result["decodings"]
-        lines += ["backbone:", "  decodings:", *(f"    {json.dumps(name)}: {n}" for name, n in counts.items())]
+        counts = (f"    {json.dumps(name)}: {n}" for name, n in result["decodings"].items())
+        lines += ["backbone:", "  decodings:", *counts]
     return "\n".join([*lines, ""])
 
 

@@ -4,7 +4,6 @@ Best-of-n samples as much for an easy instruction as for a hard one. A pointwise
 candidate is good enough: an optimal-stopping rule with a fixed threshold.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,7 +11,7 @@ from itertools import islice
 
 from cappy_lightning.backbones.backbone import ONLY_EMPTY, Answer, Backbone, Request
 from cappy_lightning.backbones.decoding import Decoding
-from cappy_lightning.config import AnswerConfig, BackboneConfig
+from cappy_lightning.config import AnswerConfig
 from cappy_lightning.errors import InputError
 from cappy_lightning.records import Candidate
 from cappy_lightning.scorer.pretrained import PretrainedScorer
@@ -41,8 +40,7 @@ def sampling_words(n: int) -> list[str]:
     """
     if n < 1:
         raise InputError("n", f"is {n}, expected at least 1")
-    counts = dict.fromkeys(BackboneConfig().decodings, 0) | {"greedy": 1, "temperature_0.7": n - 1}
-    return [f"backbone.decodings={json.dumps(counts)}"]
+    return [f"backbone.decodings={{greedy: 1, temperature_0.7: {n - 1}}}"]
 
 
 def abstains(score: float, config: AnswerConfig) -> bool:
