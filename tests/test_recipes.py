@@ -1,5 +1,6 @@
 """Every recipe is built and runs under the overlay `smoke`, on a CPU and without a hub."""
 
+import ast
 import json
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from conftest import ROOT, Run
 from omegaconf import OmegaConf
 
 from cappy_lightning.config_loading import load_config
+from cappy_lightning.sources.bigbench import GENERATION_TASKS
 
 RECIPES = sorted(path.name for path in (ROOT / "conf").glob("*.yaml") if "name" in OmegaConf.load(path))
 OVERLAYS = sorted(path.name for path in (ROOT / "conf").glob("*.yaml") if path.name not in RECIPES)
@@ -31,6 +33,18 @@ MISSING = {
 def test_every_recipe_resolves_alone(recipe: str) -> None:
     config = load_config([str(ROOT / "conf" / recipe), *GIVEN.get(recipe, []), *MISSING.get(recipe, [])])
     assert "${" not in config.run_dir
+
+
+def test_the_small_pretraining_has_60_tasks_of_both_kinds_and_none_that_is_measured_on() -> None:
+    sources = OmegaConf.load(ROOT / "conf" / "sources" / "pretrain_small.yaml").sources
+    tasks = [source.bigbench for source in sources]
+    assert len(set(tasks)) == len(tasks) >= 60
+    generation = set(tasks) & set(GENERATION_TASKS)
+    assert 0 < len(generation) < len(tasks)
+    measured = ast.parse((ROOT / "benchmarks" / "record_pools.py").read_text(encoding="utf-8"))
+    (held_out,) = (ast.literal_eval(node.value) for node in measured.body if isinstance(node, ast.Assign))
+    assert len(held_out) == 12
+    assert not set(tasks) & set(held_out)
 
 
 def test_every_other_file_is_an_overlay_of_known_keys() -> None:

@@ -127,6 +127,20 @@ def test_a_commit_leaves_the_first_config_and_its_versions(tmp_path: Path) -> No
     assert (tmp_path / VERSIONS).read_text() == "{}"
 
 
+def test_other_weights_under_the_same_name_are_refused(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "model.safetensors").write_bytes(b"one")
+    run = config(tmp_path / "run")
+    run.scorer.base = str(base)
+    open_and_close(run)
+    open_and_close(run)
+    (base / "model.safetensors").write_bytes(b"two")
+    assert f"holds a run with other weights of scorer.base={base}" in refusal(run)
+    (base / "model.safetensors").unlink()  # gone: what is finished can still be shown
+    open_and_close(run)
+
+
 def test_the_same_config_is_recognized_whatever_texts_it_holds(tmp_path: Path) -> None:
     texts = [
         "1e5",

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import FULL, QUICKSTART_POOL, SHORT_RUN, TINY_SCORER, Run, start_cappy
 
 from cappy_lightning import Cappy, training
 from cappy_lightning.config_loading import load_config
 from cappy_lightning.data.reading import read_table
 from cappy_lightning.data.shards import read_manifest
+from cappy_lightning.errors import InputError
 from cappy_lightning.scorer.module import CappyModule
 
 ROWS = [json.loads(line) for line in QUICKSTART_POOL.read_text(encoding="utf-8").splitlines()[:40]]
@@ -138,3 +140,12 @@ def test_a_run_leaves_nothing_in_memory_for_the_next(tmp_path: Path, monkeypatch
     finally:
         gc.enable()
     assert len(modules) == 2
+
+
+def test_memory_that_does_not_suffice_is_told_by_the_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fit(*_: object) -> int:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(training, "_fit", fit)
+    with pytest.raises(InputError, match=r"batch.micro_size: is \d+, for which the memory of the GPU does not suffice"):
+        training.finish(load_config([*SHORT_RUN, f"run_dir={tmp_path / 'run'}"]))

@@ -225,6 +225,23 @@ def stamps(places: Iterable[str]) -> dict[str, list[int]]:
     return {str(file): [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
 
 
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The object that a JSON file of ours holds.
+
+    Raises:
+        InputError: it cannot be read, or holds something else.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(path, f"cannot be read ({error.strerror})") from None
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise InputError(path, "is damaged, expected a JSON object; remove it to have it made again")
+    return content
+
+
 def to_line(row: dict[str, Any]) -> str:
     """One line of JSON Lines."""
     return json.dumps(row, ensure_ascii=False) + "\n"

@@ -50,11 +50,7 @@ def prepare(config: Config, directory: Path) -> Prepared:
         return _prepare_instances(config, directory)
     train, validation = split_pools(config, list(_pools(config)))
     targets = directory / "train", directory / "validation"
-    made_by = {
-        "data": vars(config.data),
-        "label": vars(config.label),
-        "sha256": _hash(to_line(pool.to_row()).encode() for pool in train + validation),
-    }
+    made_by = {"data": vars(config.data), "label": vars(config.label), "sha256": _hash_of_pools(train + validation)}
     if rank() == 0:
         labeler = Labeler(config.label, config.data.seed)
         _write_once(labeler.training(train), targets[0], made_by)
@@ -91,9 +87,13 @@ def validation_pools(config: Config) -> list[Pool]:
     """The pools that a finished run of this config was evaluated on, in its order.
 
     Raises:
-        InputError: data that cannot be read, or a recording that is gone.
+        InputError: data that cannot be read or have changed since, or a recording that is gone.
     """
-    return split_pools(config, list(_pools(config, record=False)))[1]
+    train, validation = split_pools(config, list(_pools(config, record=False)))
+    target = Path(config.run_dir) / "instances" / "train"
+    if (target / MANIFEST).is_file():
+        _refuse_changed(target, _hash_of_pools(train + validation))
+    return validation
 
 
 def _pools(config: Config, *, record: bool = True) -> Iterable[Pool]:
@@ -213,8 +213,17 @@ def _write_once(instances: Iterable[Instance], target: Path, made_by: dict[str, 
     """Write shards unless they are there, made from the same data (`made_by["sha256"]`)."""
     if not (target / MANIFEST).is_file():
         write_instances(instances, target, made_by)
-    elif read_manifest(target).made_by.get("sha256") != made_by["sha256"]:
+    else:
+        _refuse_changed(target, made_by["sha256"])
+
+
+def _refuse_changed(target: Path, sha256: str) -> None:
+    if read_manifest(target).made_by.get("sha256") != sha256:
         raise InputError(target, "the data have changed since this run began, expected the same or another run_dir")
+
+
+def _hash_of_pools(pools: Iterable[Pool]) -> str:
+    return _hash(to_line(pool.to_row()).encode() for pool in pools)
 
 
 def _hash(parts: Iterable[bytes]) -> str:

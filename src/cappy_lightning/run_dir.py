@@ -1,6 +1,7 @@
 """The run directory: one run, one config, one live process, and a same command that continues."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import platform
@@ -15,10 +16,21 @@ from omegaconf import OmegaConf
 
 from cappy_lightning.config import Config
 from cappy_lightning.errors import InputError
-from cappy_lightning.files import make_dir, open_locked, read_jsonl, remove, write_json, write_text
+from cappy_lightning.files import (
+    file_sha256,
+    make_dir,
+    open_locked,
+    read_json,
+    read_jsonl,
+    remove,
+    write_json,
+    write_text,
+)
 from cappy_lightning.records import Pool, Selection
 
 CONFIG, VERSIONS, METRICS, LOCK = "config.yaml", "versions.json", "metrics.json", ".lock"
+#: In `VERSIONS`: the hash of the weights that the run began with, where they lie in a directory.
+_BASE = "base_sha256"
 #: What was selected from the validation pools, by `select.by`.
 SELECTIONS = "selections.jsonl"
 #: The folder of the logger.
@@ -91,7 +103,7 @@ class RunDir:
 
     Raises:
         InputError: it cannot be written, another live process works on it, it holds other files, or the
-            run of another config (the message names the differences).
+            run of another config (the message names the differences) or of other weights.
     """
 
     def __init__(self, config: Config) -> None:
@@ -118,7 +130,8 @@ class RunDir:
     def commit(self) -> None:
         """Write the config, once the data are there: a mistyped path leaves no claim on the directory."""
         if self._lock and not (self.path / CONFIG).exists():
-            write_json(self.path / VERSIONS, versions())
+            base = _base_sha256(self._config)
+            write_json(self.path / VERSIONS, versions() | ({_BASE: base} if base else {}))
             write_config(self.path / CONFIG, self._config)
 
     def wait(self) -> None:
@@ -194,6 +207,20 @@ def _refuse_other_run(config: Config) -> None:
             f"holds a run with another config ({'; '.join(differences[:3])}{more}),"
             " expected the same config, or another name (or run_dir)",
         )
+    known = read_json(run_dir / VERSIONS).get(_BASE) if (run_dir / VERSIONS).is_file() else None
+    if known and (base := _base_sha256(config)) and known != base:
+        raise InputError(
+            run_dir,
+            f"holds a run with other weights of scorer.base={config.scorer.base},"
+            " expected the same weights, or another name (or run_dir)",
+        )
+
+
+def _base_sha256(config: Config) -> str:
+    """The hash of the weights of a base that lies in a local directory; empty for others."""
+    path = Path(config.scorer.base).expanduser()
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() and not config.scorer.random_weights else []
+    return hashlib.sha256("".join(map(file_sha256, files)).encode()).hexdigest() if files else ""
 
 
 def _escaped(value: Any) -> Any:

@@ -49,6 +49,7 @@ from cappy_lightning.scorer.model import (
     weights_hash,
 )
 from cappy_lightning.scorer.module import CappyModule
+from cappy_lightning.scorer.places import check_places
 from cappy_lightning.scorer.pretrained import PretrainedScorer
 from cappy_lightning.selection.engine import select_by_logits
 from cappy_lightning.selection.fusion import FILE as FUSION
@@ -81,7 +82,14 @@ def finish(config: Config) -> int:
     run = RunDir(config)
     if config.push_to_hub:
         check_hub_token()
-    stopped_by = 0 if run.finished else _fit(config, run)
+    try:
+        stopped_by = 0 if run.finished else _fit(config, run)
+    except torch.OutOfMemoryError:
+        raise InputError(
+            "batch.micro_size",
+            f"is {config.batch.micro_size}, for which the memory of the GPU does not suffice,"
+            " expected less, or trainer.activation_checkpointing=true",
+        ) from None
     if stopped_by:
         if rank() == 0:
             say(f"stopped and saved in {run.path}; the same command continues")
@@ -105,6 +113,8 @@ def _fit(config: Config, run: RunDir) -> int:
     gc.collect()  # trainers and models refer to each other: what the run of a fold or of a task before this has left
     _quiet_lightning()
     check_logger(config)
+    if not config.scorer.random_weights:
+        check_places(config.scorer.base)  # before an LLM is asked
     run.wait()
     data = prepare(config, run.path / "instances")
     if config.select.by == "fused" and len(data.train_pools) < config.select.folds:

@@ -72,6 +72,17 @@ def test_a_file_without_any_wanted_decoding_is_refused(reference_file: Path, tmp
         record_pools(lambda: EXAMPLES, config, tmp_path / "pool.jsonl")
 
 
+def test_examples_with_empty_answers_only_are_left_out(
+    reference_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = map(json.loads, reference_file.read_text().splitlines())
+    second["flan_samples"] = {"beam4": [sample("")], "sampling": [sample(" ")]}
+    reference_file.write_text(json.dumps(first) + "\n" + json.dumps(second) + "\n")
+    (pool,) = read_labelled_pools([reference_file])
+    assert pool.example.id == "validation:0"
+    assert f"{reference_file}: left out without an answer: 1 example" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("row", "problem"),
     [

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -101,11 +102,50 @@ def test_shards_share_the_tasks_and_the_last_makes_the_report(
     assert ours["average"]["methods"]["cappy"]["mean"] == theirs["average"]["methods"]["cappy"]["mean"]
 
 
-def test_a_task_that_fails_leaves_the_others(cappy: Run, words: list[str], evaluated: Path) -> None:
-    done = cappy(*words, "--tasks", f"{TASKS[0]},gem,{TASKS[1]}", "-o", evaluated)
+def test_a_task_that_fails_leaves_the_others_and_their_report(
+    cappy: Run, words: list[str], evaluated: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(evaluated, out)
+    (out / "report.json").unlink()
+    done = cappy(*words, "--tasks", f"{TASKS[0]},gem,{TASKS[1]}", "-o", out)
     assert done.returncode == 2
     assert "gem.jsonl: cannot be read" in done.stderr
     assert done.stderr.splitlines()[-1].endswith("1 of 3 tasks failed: gem; the others are done")
+    ours, theirs = (json.loads((folder / "report.json").read_text()) for folder in (out, evaluated))
+    assert "gem.jsonl: cannot be read" in ours.pop("failed")["gem"]
+    assert ours == theirs
+    assert "failed: gem (" in (out / "report.html").read_text()
+
+
+def test_references_that_have_changed_since_are_refused(
+    cappy: Run, words: list[str], evaluated: Path, tmp_path: Path
+) -> None:
+    recorded = next(word for word in words if word.startswith("data.pool="))
+    folder = Path(recorded.removeprefix("data.pool=")).parent
+    file = folder / f"{TASKS[0]}.jsonl"
+    before = file.read_text()
+    try:
+        rows = [json.loads(line) | {"references": ["other"]} for line in before.splitlines()]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        done = cappy(*words, "--tasks", ",".join(TASKS), "-o", evaluated)
+    finally:
+        file.write_text(before)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith(
+        "instances/train: the data have changed since this run began, expected the same or another run_dir"
+    )
+
+
+@pytest.mark.parametrize("word", [("--scorer", "no/such/model"), ("--beside", "./missing")])
+def test_scorers_that_are_not_there_are_refused_before_the_first_task(
+    cappy: Run, words: list[str], tmp_path: Path, word: tuple[str, str]
+) -> None:
+    own = [one for one in words if one not in TINY_SCORER]
+    done = cappy(*own, "--tasks", "tense", "-o", tmp_path / "out", *word)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert f"{word[1]}: does not exist, expected a model directory or a hub name" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -157,7 +197,7 @@ def test_one_file_can_have_the_pools_of_all_tasks_and_another_scorer_is_a_row(
     pools.write_text(pools.read_text().replace('"response": "', '"response": "x'))
     done = cappy(*command)
     assert done.returncode == 2
-    assert "field 'response' is not candidate" in done.stderr
+    assert "tense/instances/train: the data have changed since this run began" in done.stderr
 
 
 def test_published_figures_are_of_the_papers_tasks() -> None:

@@ -173,6 +173,25 @@ def test_what_is_finished_is_not_classified_again(
     assert (done.returncode, "holds other files, expected a new directory" in done.stderr) == (2, True)
 
 
+def test_damaged_files_of_an_evaluation_are_one_line_and_scratch_is_no_other_file(
+    cappy: Run, lora_run: Path, tmp_path: Path, sources: Path
+) -> None:
+    out = tmp_path / "out"
+    words = ["evaluate", "promptsource", sources, "--scorer", lora_run / "adapter", "-o", out]
+    out.mkdir()
+    (out / ".made_by.json.scratch").write_text("{")  # of a kill while the directory was claimed
+    assert cappy(*words).returncode == 0
+    for file in ("made_by.json", f"datasets/{next((out / 'datasets').iterdir()).name}"):
+        before = (out / file).read_text()
+        (out / file).write_text(before[:5])
+        done = cappy(*words)
+        assert (done.returncode, done.stderr.splitlines()[-1]) == (
+            2,
+            f"cappy: {out / file}: is damaged, expected a JSON object; remove it to have it made again",
+        )
+        (out / file).write_text(before)
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [

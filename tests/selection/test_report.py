@@ -227,3 +227,5 @@ def test_other_scorers_are_baselines_and_a_fusion_is_what_is_looked_at() -> None
     assert [row["selected"]["reward"] for row in report["most_wrong"]] == pytest.approx([0, 2 / 3])
     with pytest.raises(InputError, match="is 'mbr', which is a baseline's name"):
         make_report(ONE_TASK, SELECTIONS, beside={"mbr": other})
+    with pytest.raises(InputError, match="--beside: names 'cappy', as the scorer is called"):
+        make_report(ONE_TASK, SELECTIONS, beside={"cappy": other})

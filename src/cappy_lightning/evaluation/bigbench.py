@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cappy_lightning.backbones.survey import settings
 from cappy_lightning.callbacks.results import REPORT
 from cappy_lightning.config import Config
 from cappy_lightning.config_loading import load_config, word
@@ -20,6 +21,7 @@ from cappy_lightning.preparation import validation_pools
 from cappy_lightning.progress import console, say, show_places, warn
 from cappy_lightning.records import Pool, Selection
 from cappy_lightning.run_dir import rank, read_selections, versions
+from cappy_lightning.scorer.places import check_places
 from cappy_lightning.selection.baselines import FUSED, ORACLE, RANDOM
 from cappy_lightning.selection.charts import methods_chart, report_page
 from cappy_lightning.selection.engine import selections_beside
@@ -48,15 +50,19 @@ def evaluate_bigbench(
         the exit code: 0, or that of a run that was stopped by a signal.
 
     Raises:
-        InputError: words, tasks or a directory that cannot be used, or a task that failed, when the others are done.
+        InputError: words, tasks or a directory that cannot be used, or a task that failed, when the others are done
+            and, if none is left to other shards, reported.
     """
     if not any(one.endswith((".yaml", ".yml")) for one in words):
         raise InputError("cappy evaluate bigbench", "no recipe, expected RECIPE.yaml, such as conf/bigbench.yaml")
     names = _fetched(tasks, load_config([*words, "data.task=task"]))
     configs = {task: _task_config(words, task, out) for task in names}
+    to_train = [config.scorer for config in configs.values() if not _finished(config)]
+    for place in (*(scorer.base for scorer in to_train if not scorer.random_weights), *beside):
+        check_places(place)  # before an LLM is asked
     make_dir(out)
     own = list(shard.of(configs.items()))
-    failed: list[str] = []
+    failed: dict[str, str] = {}
     for number, (task, config) in enumerate(own, start=1):
         say(f"task {number} of {len(own)}: {task}")
         try:
@@ -65,22 +71,27 @@ def evaluate_bigbench(
             if config.trainer.devices * config.trainer.nodes > 1:  # but other ranks wait for this one
                 raise
             warn(f"{task}: {error}")
-            failed.append(task)
+            failed[task] = str(error)
             continue
         if stopped_by:
             return stopped_by
-    if failed:
-        raise InputError(out, f"{len(failed)} of {len(own)} tasks failed: {', '.join(failed)}; the others are done")
-    waiting = [task for task, config in configs.items() if not Path(config.run_dir, REPORT).exists()]
+    finished = {task: config for task, config in configs.items() if task not in failed and _finished(config)}
+    waiting = [task for task in configs if task not in finished and task not in failed]
     if waiting:
         say(f"{len(waiting)} of {len(configs)} tasks are left to other shards; the report is made when all are there")
         if as_json:
             print(json.dumps({"directory": str(out), "waiting": waiting}))
-    elif rank() == 0:
-        report = _gather(configs, beside)
+    elif rank() == 0 and finished:
+        report = _gather(finished, beside) | ({"failed": failed} if failed else {})
         _write(report, out)
         _show(report, out, as_json)
+    if failed:
+        raise InputError(out, f"{len(failed)} of {len(own)} tasks failed: {', '.join(failed)}; the others are done")
     return 0
+
+
+def _finished(config: Config) -> bool:
+    return Path(config.run_dir, REPORT).exists()
 
 
 def _fetched(tasks: Sequence[str], config: Config) -> list[str]:
@@ -98,7 +109,8 @@ def _fetched(tasks: Sequence[str], config: Config) -> list[str]:
             if len({"references" in next(read_jsonl(cached_path(task)))[1] for task in tasks}) > 1:
                 raise InputError("--tasks", "names tasks with references and tasks with choices, expected one kind")
         return list(tasks)
-    # The hub's alone; everything else lies in the archive, too.
+    # The hub's alone; everything else lies in the archive, too. The last, so that in the jobs of an array, some of
+    # which may not reach the hub, all others have the same places.
     common = [task for task in GENERATION_TASKS if task != "tellmewhy"]
     fetch(common)
     try:
@@ -106,7 +118,7 @@ def _fetched(tasks: Sequence[str], config: Config) -> list[str]:
     except InputError as error:
         say(f"left out: {error}")
         return common
-    return list(GENERATION_TASKS)
+    return [*common, "tellmewhy"]
 
 
 def _task_config(words: Sequence[str], task: str, out: Path) -> Config:
@@ -131,7 +143,7 @@ def _gather(configs: dict[str, Config], beside: Sequence[str]) -> dict[str, Any]
     known = published_bigbench()
     asked = {"pools": [pool for own in configs.values() for pool in own.data.pool]}
     if not config.data.pool:
-        asked = vars(config.backbone)
+        asked = vars(config.backbone) | {"model": settings(config.backbone)["model"]}
     told = {"candidates": asked, "scorer_base": config.scorer.base, "versions": versions()}
     return report | {"published": {task: known[task] for task in configs if task in known}, "made_by": told}
 
@@ -146,6 +158,7 @@ def _write(report: dict[str, Any], out: Path) -> None:
     facts = [
         f"candidates: {of}",
         f"scorer: {report['scorer']}, adapted from {report['made_by']['scorer_base']}",
+        *(f"failed: {task} ({reason})" for task, reason in report.get("failed", {}).items()),
     ]
     tables = [task_table(report), published_table(report)]
     write_page(report_page(report, f"BIG-bench, {len(report['tasks'])} tasks", facts, tables), out / PAGE)

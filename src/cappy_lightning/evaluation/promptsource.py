@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from cappy_lightning.errors import InputError
 from cappy_lightning.evaluation.published import published_promptsource
-from cappy_lightning.files import make_dir, open_locked, read_jsonl, stamps, write_json
+from cappy_lightning.files import make_dir, open_locked, read_json, read_jsonl, stamps, write_json
 from cappy_lightning.page import Page, Table, print_table, write_page, write_picture
 from cappy_lightning.progress import Ticker, console, counted, say, show_places
 from cappy_lightning.records import Example, Pool
@@ -69,7 +69,7 @@ def evaluate_promptsource(
             assert loaded is not None
             say(f"{dataset.key}: data set {datasets.index(dataset) + 1} of {len(datasets)}")
             write_json(_file(out, dataset), classify(loaded, dataset))
-        results = {d.key: json.loads(_file(out, d).read_text(encoding="utf-8")) for d in datasets}
+        results = {d.key: read_json(_file(out, d)) for d in datasets}
         report = make_accuracy_report(results, {d.key: (d.name, d.split or "") for d in datasets})
         write_json(out / REPORT, report)
         write_picture(_chart(report), out / PICTURE)
@@ -138,9 +138,9 @@ def _of_test_file(path: str) -> list[Dataset]:
 
 def _claim(out: Path, made_by: dict[str, Any]) -> None:
     path = out / MADE_BY
-    if not path.exists() and any(one.name != ".lock" for one in out.iterdir()):
+    if not path.exists() and any(one.name != ".lock" and not one.name.endswith(".scratch") for one in out.iterdir()):
         raise InputError(out, "holds other files, expected a new directory or one of the same evaluation")
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != made_by:
+    if path.exists() and read_json(path) != made_by:
         raise InputError(
             out,
             "holds an evaluation of another source or scorer, or these have changed since, expected a new directory",

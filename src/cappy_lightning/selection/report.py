@@ -57,8 +57,11 @@ def make_report(
         beside: by name, those of other scorers, which are baselines.
 
     Raises:
-        InputError: the scorer or a decoding has a baseline's name, or references and choices are mixed.
+        InputError: the scorer or a decoding has a baseline's name, two scorers have the same, or references and
+            choices are mixed.
     """
+    if scorer_name in beside:
+        raise InputError("--beside", f"names '{scorer_name}', as the scorer is called, expected another path or name")
     if len({bool(pool.example.references) for pool in pools}) > 1:
         raise InputError("pools", "some have references and some choices, expected one kind")
     for name in (scorer_name, *beside):
@@ -67,7 +70,7 @@ def make_report(
     measure, rouge = open_measure(label.score, label.tokenizer), RougeL(label.tokenizer)
     gains = rewards(pools, measure)
     chosen = {**beside, scorer_name: selections} | ({FUSED: fused} if fused is not None else {})
-    final = list(chosen)[-1]
+    final = FUSED if fused is not None else scorer_name
     by_task: dict[str, list[int]] = defaultdict(list)
     for i, pool in enumerate(pools):
         by_task[pool.example.task].append(i)

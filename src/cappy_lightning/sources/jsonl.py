@@ -42,11 +42,26 @@ def read_examples(path: str | Path) -> list[Example]:
 def read_labelled_pools(paths: Sequence[str | Path]) -> list[Pool]:
     """All pools of some files, each once, and each with references or choices.
 
+    Examples to which the LLM of the reference implementation gave empty responses only are left out.
+
     Raises:
         InputError: a line that is no such pool, or an id that stands twice, with different contents.
     """
-    found = ((where, pool_from_row(row, where)) for path in paths for where, row in read_jsonl(path))
+    rows = [(where, row) for path in paths for where, row in read_jsonl(path)]
+    answered = [(where, row) for where, row in rows if not _only_empty(row)]
+    if empty := len(rows) - len(answered):
+        say(f"{paths[0]}: left out without an answer: {counted(empty, 'example')}")
+    found = ((where, pool_from_row(row, where)) for where, row in answered)
     return _distinct(paths[0], found, lambda pool: pool.example)
+
+
+def _only_empty(row: dict[str, Any]) -> bool:
+    """Whether a row of the reference implementation has responses, but only empty ones."""
+    samples = row.get(SAMPLES)
+    if not isinstance(samples, dict) or not all(isinstance(responses, list) for responses in samples.values()):
+        return False
+    texts = [one.get("response") for own in samples.values() for one in own if isinstance(one, dict)]
+    return bool(texts) and not any(str(text).strip() for text in texts)
 
 
 def pool_from_row(row: dict[str, Any], where: str, *, labelled: bool = True, answered: bool = True) -> Pool:
