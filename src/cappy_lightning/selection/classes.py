@@ -45,9 +45,9 @@ def class_report(
 
     Returns:
         `classes`; `confusion`, [right class][selected class], with a last column for what is no class where there is
-        such; by class `n_examples`, `precision`, `recall` and `f1` with its 95% interval over the resamples that have
-        the class, or None for one that is neither right nor selected anywhere; `macro_f1`, the mean over the other
-        classes. And the resamples of `macro_f1`.
+        such; by class `n_examples`, and `precision`, `recall` and `f1`, each with its 95% interval over the resamples
+        that have it, or None where the class is never selected, never right, or neither; `macro_f1`, the mean over
+        the classes that have an F1. And the resamples of `macro_f1`.
     """
     places = {name: place for place, name in enumerate(classes)}
     right = np.array([places[name] for name, _ in answers])
@@ -55,26 +55,23 @@ def class_report(
     matrix = np.zeros((len(classes), len(classes) + 1), dtype=np.int64)
     np.add.at(matrix, (right, selected), 1)
     each = np.arange(len(classes))[:, None]
-    # F1 is 2 TP / (right + selected), so these three counts are all that a resample needs.
+    # These three counts are all that a resample needs.
     counts = np.array([(each == right) & (each == selected), each == right, each == selected], dtype=np.float64)
     flat = counts.reshape(-1, len(answers))
-    f1, draws = (_f1(sums.reshape(3, len(classes), -1)) for sums in (flat.mean(axis=1), resample(flat, generator)))
-    hits, has, picked = counts.sum(axis=2)
+    means, draws = (
+        _measures(sums.reshape(3, len(classes), -1)) for sums in (flat.mean(axis=1), resample(flat, generator))
+    )
     by_class = {
-        name: {
-            "n_examples": int(has[k]),
-            "precision": float(hits[k] / picked[k]) if picked[k] else 0.0,
-            "recall": float(hits[k] / has[k]) if has[k] else 0.0,
-            "f1": interval(float(f1[k, 0]), draws[k][~np.isnan(draws[k])]) if has[k] or picked[k] else None,
-        }
+        name: {"n_examples": int(counts[1, k].sum())}
+        | {key: _interval(means[key][k, 0], draws[key][k]) for key in means}
         for k, name in enumerate(classes)
     }
-    macro = np.nanmean(draws, axis=0)
+    macro = np.nanmean(draws["f1"], axis=0)
     return {
         "classes": list(classes),
         "confusion": matrix[:, : None if matrix[:, -1].any() else -1].tolist(),
         "by_class": by_class,
-        "macro_f1": interval(float(np.nanmean(f1)), macro),
+        "macro_f1": interval(float(np.nanmean(means["f1"])), macro),
     }, macro
 
 
@@ -89,29 +86,33 @@ def macro_f1(answers: Counter[tuple[str, str]]) -> float:
     return sum(2 * hits[name] / (right[name] + selected[name]) for name in classes) / len(classes)
 
 
-def _f1(counts: Floats) -> Floats:
-    """F1, [classes, resamples], of true positives, right and selected ones, [3, classes, resamples]; else NaN."""
+def _measures(counts: Floats) -> dict[str, Floats]:
+    """Each measure, [classes, resamples], of true positives, right and selected ones, [3, classes, resamples].
+
+    NaN where there is nothing to divide by.
+    """
     hits, right, selected = counts
     with np.errstate(invalid="ignore"):
-        found: Floats = 2 * hits / (right + selected)
-    return found
+        return {"precision": hits / selected, "recall": hits / right, "f1": 2 * hits / (right + selected)}
+
+
+def _interval(value: float, draws: Floats) -> dict[str, float] | None:
+    return None if np.isnan(value) else interval(value, draws[~np.isnan(draws)])
 
 
 def class_tables(task: str, part: dict[str, Any]) -> list[Table]:
     """F1 by class, and where there are few classes what is taken for what."""
     classes = part["classes"]
+
+    def shown(value: dict[str, float] | None) -> str:
+        return f"{100 * value['mean']:.1f} [{percent_range(value)}]" if value else ""
+
     rows: list[list[object]] = [
-        [
-            name,
-            own["n_examples"],
-            *(f"{100 * own[key]:.1f}" for key in ("precision", "recall")),
-            *((f"{100 * own['f1']['mean']:.1f}", f"[{percent_range(own['f1'])}]") if own["f1"] else ("", "")),
-        ]
+        [name, own["n_examples"], *(shown(own[key]) for key in ("precision", "recall", "f1"))]
         for name, own in part["by_class"].items()
     ]
-    macro = part["macro_f1"]
-    rows.append(["mean (macro-F1)", "", "", "", f"{100 * macro['mean']:.1f}", f"[{percent_range(macro)}]"])
-    tables = [Table(f"{task}: by class, x 100", ["class", "examples", "precision", "recall", "F1", "interval"], rows)]
+    rows.append(["mean (macro-F1)", "", "", "", shown(part["macro_f1"])])
+    tables = [Table(f"{task}: by class, x 100", ["class", "examples", "precision", "recall", "F1"], rows)]
     if len(classes) <= SHOWN_CLASSES:
         header = ["right \\ selected", *column_names(part)]
         matrix = [[name, *counts] for name, counts in zip(classes, part["confusion"], strict=True)]
