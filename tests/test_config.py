@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,9 @@ def test_a_list_is_replaced_and_not_added_to() -> None:
     assert load_config(["data.instances=[a,b]", "data.instances=[c]"]).data.instances == ["c"]
 
 
-def test_a_mapping_is_replaced_and_a_word_for_an_entry_changes_that_one(tmp_path: Path) -> None:
+def test_a_mapping_is_replaced_and_a_word_for_an_entry_changes_that_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def decodings(*words: str) -> dict[str, int]:
         return load_config([SOURCE, *words]).backbone.decodings
 
@@ -74,6 +77,8 @@ def test_a_mapping_is_replaced_and_a_word_for_an_entry_changes_that_one(tmp_path
     for earlier in ("backbone.decodings={top_k_4: 2}", "backbone.decodings.top_k_4=2"):
         assert decodings(earlier, str(overlay)) == {"beam_4": 1}
         assert decodings(earlier, "backbone={decodings: {beam_4: 1}}") == {"beam_4": 1}
+        monkeypatch.chdir(tmp_path)
+        assert decodings(earlier, shutil.copy(overlay, "backbone.decodings.yaml")) == {"beam_4": 1}  # a file, no word
     assert decodings("backbone.decodings.sampling=8", "backbone.decodings.temperature_0.7=0") == {
         "greedy": 1,
         "sampling": 8,

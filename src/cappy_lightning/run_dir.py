@@ -8,6 +8,7 @@ import platform
 import re
 import time
 from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
@@ -220,7 +221,13 @@ def _base_sha256(config: Config) -> str:
     """The hash of the weights of a base that lies in a local directory; empty for others."""
     path = Path(config.scorer.base).expanduser()
     files = sorted(path.glob("*.safetensors")) if path.is_dir() and not config.scorer.random_weights else []
-    return hashlib.sha256("".join(map(file_sha256, files)).encode()).hexdigest() if files else ""
+    return _sha256_of(tuple((file, file.stat().st_mtime_ns) for file in files)) if files else ""
+
+
+@cache
+def _sha256_of(files: tuple[tuple[Path, int], ...]) -> str:
+    """Of files and their times: the tasks of a benchmark, and the folds of a run, begin with the same weights."""
+    return hashlib.sha256("".join(file_sha256(file) for file, _ in files).encode()).hexdigest()
 
 
 def _escaped(value: Any) -> Any:

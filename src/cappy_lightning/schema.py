@@ -53,12 +53,12 @@ def merge(schema: type[Schema], arguments: Sequence[str]) -> Schema:
     merged, known = OmegaConf.structured(schema), all_keys(schema)
     mappings = [name for name, f in known.items() if typing.get_origin(f.type) is dict]
     for argument in arguments:
-        overlay, where = _parse_argument(argument, mappings)
+        overlay, where, changed = _parse_argument(argument, mappings)
         try:
             _check_keys(overlay, merged, where, list(known))
             for name in mappings:
                 value = OmegaConf.select(overlay, name, throw_on_resolution_failure=False)
-                if isinstance(value, DictConfig) and not where.startswith(f"{name}."):
+                if isinstance(value, DictConfig) and name != changed:
                     OmegaConf.update(merged, name, {}, merge=False)
             merged = typing.cast(DictConfig, OmegaConf.merge(merged, overlay))
         except OmegaConfBaseException as error:
@@ -84,8 +84,8 @@ def _reason(error: OmegaConfBaseException, schema: type, config: DictConfig) -> 
     return str(error.msg if error.msg else error).splitlines()[0]
 
 
-def _parse_argument(argument: str, mappings: Sequence[str]) -> tuple[DictConfig, str]:
-    """One YAML file or one `key=value` as a config, with its name for messages."""
+def _parse_argument(argument: str, mappings: Sequence[str]) -> tuple[DictConfig, str, str | None]:
+    """One YAML file or one `key=value` as a config, its name for messages, and the mapping that it changes in part."""
     name, equals, value = argument.partition("=")
     mapping = next((one for one in mappings if name.startswith(f"{one}.")), None)
     if equals and (mapping or "/" not in name):
@@ -97,7 +97,7 @@ def _parse_argument(argument: str, mappings: Sequence[str]) -> tuple[DictConfig,
                 OmegaConf.update(overlay, mapping, {name[len(mapping) + 1 :]: read_yaml(value)})
             else:
                 OmegaConf.update(overlay, name, read_yaml(value))
-            return overlay, f"{name}={value}"
+            return overlay, f"{name}={value}", mapping
         except Exception as error:  # OmegaConf lets the YAML parser's own errors through
             raise InputError(argument, f"cannot be read as key=value ({str(error).splitlines()[0]})") from None
     if not argument.endswith((".yaml", ".yml")):
@@ -117,7 +117,7 @@ def _parse_argument(argument: str, mappings: Sequence[str]) -> tuple[DictConfig,
     if not isinstance(loaded, dict):
         raise InputError(argument, "is no mapping, expected 'key: value' lines")
     try:
-        return OmegaConf.create(loaded), argument
+        return OmegaConf.create(loaded), argument, None
     except (OmegaConfBaseException, RecursionError) as error:  # an alias within its own anchor, a key of another type
         raise InputError(argument, f"cannot be read ({next(iter(str(error).splitlines()), '')[:200]})") from None
 

@@ -30,7 +30,7 @@ from cappy_lightning.data.shards import read_manifest
 from cappy_lightning.data.stream import example_number
 from cappy_lightning.errors import InputError
 from cappy_lightning.export import CARD, check_hub_token, push
-from cappy_lightning.files import remove, to_line, write_json, write_text
+from cappy_lightning.files import read_json, remove, to_line, write_json, write_text
 from cappy_lightning.loggers import check_logger, close_logger, open_logger
 from cappy_lightning.model_card import model_card
 from cappy_lightning.preparation import Prepared, prepare
@@ -49,7 +49,7 @@ from cappy_lightning.scorer.model import (
     weights_hash,
 )
 from cappy_lightning.scorer.module import CappyModule
-from cappy_lightning.scorer.places import check_places
+from cappy_lightning.scorer.places import check_base
 from cappy_lightning.scorer.pretrained import PretrainedScorer
 from cappy_lightning.selection.engine import select_by_logits
 from cappy_lightning.selection.fusion import FILE as FUSION
@@ -102,7 +102,7 @@ def finish(config: Config) -> int:
 def _upload(run: Path, repository: str) -> None:
     """Upload what a finished run has exported, once: the command that is repeated after a failure tries it again."""
     note = run / UPLOADED
-    known = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
+    known = read_json(note) if note.exists() else {}
     if repository not in known:
         known[repository] = push(run / ("adapter" if (run / "adapter").is_dir() else "model"), repository)
         write_json(note, known)
@@ -113,8 +113,7 @@ def _fit(config: Config, run: RunDir) -> int:
     gc.collect()  # trainers and models refer to each other: what the run of a fold or of a task before this has left
     _quiet_lightning()
     check_logger(config)
-    if not config.scorer.random_weights:
-        check_places(config.scorer.base)  # before an LLM is asked
+    check_base(config.scorer)  # before an LLM is asked
     run.wait()
     data = prepare(config, run.path / "instances")
     if config.select.by == "fused" and len(data.train_pools) < config.select.folds:
@@ -347,13 +346,13 @@ def _evaluate_pools(
 
 def show_results(run: Path, as_json: bool) -> None:
     """Print the results of a finished run, and where they lie."""
-    metrics = json.loads((run / METRICS).read_text(encoding="utf-8"))
+    metrics = read_json(run / METRICS)
     if as_json:
         print(json.dumps({"run_dir": str(run), "metrics": metrics}))
         return
     screen = console()
     if (run / REPORT).exists():
-        print_report(json.loads((run / REPORT).read_text(encoding="utf-8")), screen)
+        print_report(read_json(run / REPORT), screen)
     names = ("mse", "mae", "pearson", "spearman", "best_first")
     shown = [f"{name} {metrics[f'validation/{name}']:.4f}" for name in names if f"validation/{name}" in metrics]
     if shown:

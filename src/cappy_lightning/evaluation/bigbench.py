@@ -21,7 +21,7 @@ from cappy_lightning.preparation import validation_pools
 from cappy_lightning.progress import console, say, show_places, warn
 from cappy_lightning.records import Pool, Selection
 from cappy_lightning.run_dir import rank, read_selections, versions
-from cappy_lightning.scorer.places import check_places
+from cappy_lightning.scorer.places import check_base, check_places
 from cappy_lightning.selection.baselines import FUSED, ORACLE, RANDOM
 from cappy_lightning.selection.charts import methods_chart, report_page
 from cappy_lightning.selection.engine import selections_beside
@@ -57,9 +57,11 @@ def evaluate_bigbench(
         raise InputError("cappy evaluate bigbench", "no recipe, expected RECIPE.yaml, such as conf/bigbench.yaml")
     names = _fetched(tasks, load_config([*words, "data.task=task"]))
     configs = {task: _task_config(words, task, out) for task in names}
-    to_train = [config.scorer for config in configs.values() if not _finished(config)]
-    for place in (*(scorer.base for scorer in to_train if not scorer.random_weights), *beside):
-        check_places(place)  # before an LLM is asked
+    for config in configs.values():  # before an LLM is asked
+        if not _finished(config):
+            check_base(config.scorer)
+    for place in beside:
+        check_places(place)
     make_dir(out)
     own = list(shard.of(configs.items()))
     failed: dict[str, str] = {}

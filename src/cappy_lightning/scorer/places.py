@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from cappy_lightning.config import ScorerConfig
 from cappy_lightning.errors import InputError
 
 #: What trainings and exports call the directories of what they have made.
@@ -22,6 +23,16 @@ def check_places(scorer: str | Path, adapter: str | Path | Mapping[str, str | Pa
     adapters = adapter.values() if isinstance(adapter, Mapping) else [] if adapter is None else [adapter]
     for place in (scorer, *adapters):
         _check(place)
+
+
+def check_base(scorer: ScorerConfig) -> None:
+    """Refuse a base that is not there, if its weights are to be loaded.
+
+    Raises:
+        InputError: it is a path, and not there.
+    """
+    if not scorer.random_weights:
+        _check(scorer.base)
 
 
 def _check(place: str | Path) -> None:

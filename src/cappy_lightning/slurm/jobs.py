@@ -1,6 +1,5 @@
 """`cappy jobs`: what has become of submitted jobs, from their directories and squeue."""
 
-import json
 import re
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -12,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cappy_lightning.errors import InputError
-from cappy_lightning.files import part_name, read_whole_lines
+from cappy_lightning.files import part_name, read_json, read_whole_lines
 from cappy_lightning.run_dir import METRICS
 from cappy_lightning.slurm.queue import ALIVE, JOBS, queued
 from cappy_lightning.slurm.restarts import PROGRESS
@@ -89,7 +88,7 @@ def _progress(directory: Path, alive: bool) -> dict[str, Any]:
     path = directory / PROGRESS
     if not path.is_file():
         return {}
-    facts = json.loads(path.read_text(encoding="utf-8"))
+    facts = read_json(path)
     row = {name: facts[name] for name in ("step", "total_steps", "loss", "pairs_per_second")}
     if alive and not (directory.parent / METRICS).exists():
         end = datetime.fromisoformat(facts["at"]) + timedelta(seconds=facts["seconds_left"])

@@ -47,12 +47,21 @@ def read_labelled_pools(paths: Sequence[str | Path]) -> list[Pool]:
     Raises:
         InputError: a line that is no such pool, or an id that stands twice, with different contents.
     """
-    rows = [(where, row) for path in paths for where, row in read_jsonl(path)]
-    answered = [(where, row) for where, row in rows if not _only_empty(row)]
-    if empty := len(rows) - len(answered):
+    empty = 0
+
+    def found() -> Iterator[tuple[str, Pool]]:
+        nonlocal empty
+        for path in paths:
+            for where, row in read_jsonl(path):
+                if _only_empty(row):
+                    empty += 1
+                else:
+                    yield where, pool_from_row(row, where)
+
+    pools = _distinct(paths[0], found(), lambda pool: pool.example)
+    if empty:
         say(f"{paths[0]}: left out without an answer: {counted(empty, 'example')}")
-    found = ((where, pool_from_row(row, where)) for where, row in answered)
-    return _distinct(paths[0], found, lambda pool: pool.example)
+    return pools
 
 
 def _only_empty(row: dict[str, Any]) -> bool:
