@@ -214,15 +214,24 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def stamps(places: Iterable[str]) -> dict[str, list[int]]:
-    """Size and time of the local files, and of those below local folders: whether something has changed."""
+def hashes(places: Iterable[str]) -> dict[str, str]:
+    """The SHA-256 of the local files, and of those below local folders: whether something has changed.
+
+    Not their times: what was copied or checked out anew is the same.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
     files = [
         file
         for place in map(Path, places)
         for file in (sorted(place.rglob("*")) if place.is_dir() else [place])
         if file.is_file()
     ]
-    return {str(file): [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
+    try:
+        return {str(file): file_sha256(file) for file in files}
+    except OSError as error:
+        raise InputError(error.filename, f"cannot be read ({error.strerror})") from None
 
 
 def read_json(path: str | Path) -> dict[str, Any]:

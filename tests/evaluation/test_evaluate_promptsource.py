@@ -1,6 +1,7 @@
 """`cappy evaluate promptsource`: accuracies by hand, over templates and over a test file."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,10 @@ def test_what_is_finished_is_not_classified_again(
         return real(scorer, dataset)
 
     monkeypatch.setattr(promptsource, "classify", second_stops)
-    assert [cappy(*words, tmp_path / "out").returncode for _ in range(3)] == [130, 0, 0]
+    assert cappy(*words, tmp_path / "out").returncode == 130
+    for file in (sources.with_name("two.jsonl"), sources.with_name("templates.yaml")):
+        os.utime(file)  # copied anew, with the same content
+    assert [cappy(*words, tmp_path / "out").returncode for _ in range(2)] == [0, 0]
     assert names == ["mail one", "mail two", "mail two"]
     assert report_of(tmp_path / "out") == report_of(tmp_path / "whole")
     done = cappy(*words[:2], sources, "--scorer", "embedded", "-o", tmp_path / "out")

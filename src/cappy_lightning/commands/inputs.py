@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cappy_lightning.config import Config
 from cappy_lightning.config_loading import NO_DATA, load_config
 from cappy_lightning.errors import InputError
-from cappy_lightning.files import check_new, open_input, part_name, stamps
+from cappy_lightning.files import check_new, hashes, open_input, part_name
 from cappy_lightning.scorer.places import check_places
 from cappy_lightning.sources.config import Shard, SourcesConfig
 
@@ -105,7 +105,7 @@ def made_by(options: argparse.Namespace) -> dict[str, Any]:
     adapters = options.adapter or []
     places = [options.source, options.scorer, *(place for word in adapters for place in (word, word.partition("=")[2]))]
     told = {key: getattr(options, key) for key in ("source", "scorer", "adapter", "activation", "dtype")}
-    return told | {"stamps": stamps([place for place in places if place])}
+    return told | {"sha256": hashes(place for place in places if place)}
 
 
 def open_cappy(options: argparse.Namespace, by: str = "scorer") -> "Cappy":

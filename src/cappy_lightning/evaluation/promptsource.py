@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from cappy_lightning.errors import InputError
 from cappy_lightning.evaluation.published import published_promptsource
-from cappy_lightning.files import make_dir, open_locked, read_json, read_jsonl, stamps, write_json
+from cappy_lightning.files import hashes, make_dir, open_locked, read_json, read_jsonl, write_json
 from cappy_lightning.page import Page, Table, print_table, write_page, write_picture
 from cappy_lightning.progress import Ticker, console, counted, say, show_places
 from cappy_lightning.records import Example, Pool
@@ -64,7 +64,7 @@ def evaluate_promptsource(
         missing = [dataset for dataset in datasets if not _file(out, dataset).exists()]
         # Before the directory is claimed: what cannot be loaded leaves nothing behind.
         loaded = PretrainedScorer.from_pretrained(scorer, adapter, activation=activation) if missing else None
-        _claim(out, made_by | {"stamps": stamps([scorer, *([adapter] if adapter else []), *read])})
+        _claim(out, made_by | {"sha256": hashes([scorer, *([adapter] if adapter else []), *read])})
         for dataset in missing:
             assert loaded is not None
             say(f"{dataset.key}: data set {datasets.index(dataset) + 1} of {len(datasets)}")
