@@ -15,6 +15,9 @@ from typing import IO, Any, BinaryIO
 
 from cappy_lightning.errors import InputError
 
+#: What the name of a file ends in while it is written.
+_SCRATCH = ".scratch"
+
 
 def cache_dir() -> Path:
     """Where downloads and recorded pools are kept: `$CAPPY_CACHE`, else `~/.cache/cappy-lightning`."""
@@ -61,7 +64,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     if not path.name:
         raise InputError(path, "is the name of no file, expected one")
     make_dir(path.parent)
-    scratch, old = path.with_name(f".{path.name}.scratch"), _old(path)
+    scratch, old = path.with_name(f".{path.name}{_SCRATCH}"), _old(path)
     remove(scratch)
     if old.exists() and not path.exists():  # a kill between the two renames of `replace`
         os.rename(old, path)
@@ -70,6 +73,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
         replace(scratch, path)
     finally:
         remove(scratch)
+
+
+def is_scratch(name: str) -> bool:
+    """Whether a file of this name is what a kill has left of one that was being written."""
+    return name.endswith(_SCRATCH)
 
 
 def replace(scratch: Path, path: Path) -> None:

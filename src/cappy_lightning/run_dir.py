@@ -19,6 +19,7 @@ from cappy_lightning.config import Config
 from cappy_lightning.errors import InputError
 from cappy_lightning.files import (
     file_sha256,
+    is_scratch,
     make_dir,
     open_locked,
     read_json,
@@ -125,8 +126,8 @@ class RunDir:
 
     @property
     def finished(self) -> bool:
-        """Whether the results are there; they are written last."""
-        return (self.path / CONFIG).is_file() and (self.path / METRICS).is_file()
+        """Whether there is nothing left to do."""
+        return is_finished(self.path)
 
     def commit(self) -> None:
         """Write the config, once the data are there: a mistyped path leaves no claim on the directory."""
@@ -142,6 +143,11 @@ class RunDir:
         """
         while rank() and not (self.path / CONFIG).exists():
             time.sleep(POLL)
+
+
+def is_finished(run: Path) -> bool:
+    """Whether a run's results are there; they are written last."""
+    return (run / CONFIG).is_file() and (run / METRICS).is_file()
 
 
 def job_folder(run: Path) -> Path:
@@ -171,7 +177,7 @@ def check_run_dir(config: Config) -> None:
     if path.exists():
         _refuse_other_files(path)
         _refuse_other_run(config)
-        if (path / METRICS).is_file():
+        if is_finished(path):
             raise InputError(path, "holds a finished run, expected another run_dir")
 
 
@@ -184,8 +190,7 @@ def _refuse_other_files(path: Path) -> None:
     """Without a config only what an attempt leaves that ended before its commit may be there."""
     found = {below.name for below in path.iterdir()}
     ours = {LOCK, "instances", "base", SLURM, VERSIONS} if LOCK in found else {SLURM}
-    scratch = {name for name in found if name.endswith(".scratch")} if ours else set()
-    if CONFIG not in found and (others := sorted(found - ours - scratch)):
+    if CONFIG not in found and (others := sorted(name for name in found - ours if not is_scratch(name))):
         raise InputError(
             path, f"holds other files, such as {others[0]}, expected a new or empty directory, or a run's own"
         )

@@ -20,7 +20,7 @@ from cappy_lightning.page import Table, print_table, write_page, write_picture
 from cappy_lightning.preparation import validation_pools
 from cappy_lightning.progress import console, say, show_places, warn
 from cappy_lightning.records import Pool, Selection
-from cappy_lightning.run_dir import rank, read_selections, versions
+from cappy_lightning.run_dir import is_finished, rank, read_selections, versions
 from cappy_lightning.scorer.places import check_base, check_places
 from cappy_lightning.selection.baselines import FUSED, ORACLE, RANDOM
 from cappy_lightning.selection.charts import methods_chart, report_page
@@ -58,7 +58,7 @@ def evaluate_bigbench(
     names = _fetched(tasks, load_config([*words, "data.task=task"]))
     configs = {task: _task_config(words, task, out) for task in names}
     for config in configs.values():  # before an LLM is asked
-        if not _finished(config):
+        if not is_finished(Path(config.run_dir)):
             check_base(config.scorer)
     for place in beside:
         check_places(place)
@@ -77,8 +77,9 @@ def evaluate_bigbench(
             continue
         if stopped_by:
             return stopped_by
-    finished = {task: config for task, config in configs.items() if task not in failed and _finished(config)}
-    waiting = [task for task in configs if task not in finished and task not in failed]
+    left = {task: config for task, config in configs.items() if task not in failed}
+    finished = {task: config for task, config in left.items() if is_finished(Path(config.run_dir))}
+    waiting = [task for task in left if task not in finished]
     if waiting:
         say(f"{len(waiting)} of {len(configs)} tasks are left to other shards; the report is made when all are there")
         if as_json:
@@ -90,10 +91,6 @@ def evaluate_bigbench(
     if failed:
         raise InputError(out, f"{len(failed)} of {len(own)} tasks failed: {', '.join(failed)}; the others are done")
     return 0
-
-
-def _finished(config: Config) -> bool:
-    return Path(config.run_dir, REPORT).exists()
 
 
 def _fetched(tasks: Sequence[str], config: Config) -> list[str]:

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from cappy_lightning.errors import InputError
 from cappy_lightning.evaluation.published import published_promptsource
-from cappy_lightning.files import hashes, make_dir, open_locked, read_json, read_jsonl, write_json
+from cappy_lightning.files import hashes, is_scratch, make_dir, open_locked, read_json, read_jsonl, write_json
 from cappy_lightning.page import Page, Table, print_table, write_page, write_picture
 from cappy_lightning.progress import Ticker, console, counted, say, show_places
 from cappy_lightning.records import Example, Pool
@@ -138,7 +138,7 @@ def _of_test_file(path: str) -> list[Dataset]:
 
 def _claim(out: Path, made_by: dict[str, Any]) -> None:
     path = out / MADE_BY
-    if not path.exists() and any(one.name != ".lock" and not one.name.endswith(".scratch") for one in out.iterdir()):
+    if not path.exists() and any(one.name != ".lock" and not is_scratch(one.name) for one in out.iterdir()):
         raise InputError(out, "holds other files, expected a new directory or one of the same evaluation")
     if path.exists() and read_json(path) != made_by:
         raise InputError(
