@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cappy_lightning.config_loading import load_config
-from cappy_lightning.crossfit import fold_configs
+from cappy_lightning.crossfit import fold_configs, held_out
 from cappy_lightning.files import write_json
 from cappy_lightning.labeling.measures import open_measure
 from cappy_lightning.labeling.rouge import RougeL
@@ -50,7 +50,7 @@ def select(file: Path, task: str, words: tuple[str, ...], out: Path) -> tuple[li
     for fold, part in enumerate(fold_configs(config, pools)):
         if code := finish(part):
             sys.exit(code)
-        held += (unseen := pools[fold :: config.select.folds])
+        held += (unseen := held_out(pools, fold, config.select.folds))
         selections += read_selections(Path(part.run_dir), unseen)
     return held, selections
 

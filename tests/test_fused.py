@@ -7,7 +7,9 @@ import pytest
 from conftest import QUICKSTART_POOL, SHORT_RUN, Run
 
 from cappy_lightning import Cappy, training
+from cappy_lightning.crossfit import held_out
 from cappy_lightning.files import remove
+from cappy_lightning.records import Example, Pool
 from cappy_lightning.sources.jsonl import read_labelled_pools
 
 
@@ -114,8 +116,15 @@ def test_more_folds_than_examples_are_refused_before_the_training(cappy: Run, tm
     words = ["select.by=fused", "select.folds=13", f"run_dir={tmp_path / 'run'}"]
     done = cappy("train", *SHORT_RUN, *words)
     assert done.returncode == 2
-    assert "select.folds: is 13, expected at most the number of training examples, 12" in done.stderr
+    assert "select.folds: is 13, expected at most the number of different training instructions, 12" in done.stderr
     assert cappy("train", *SHORT_RUN, *words[::2]).returncode == 0
+
+
+def test_pools_of_one_instruction_are_in_one_fold() -> None:
+    texts = ["a", "b", "a", "c", "a", "b", "d"]
+    pools = [Pool(Example("t", str(place), text), ()) for place, text in enumerate(texts)]
+    held = [[pool.example.instruction for pool in held_out(pools, fold, 2)] for fold in range(2)]
+    assert held == [["a", "a", "c", "a"], ["b", "b", "d"]]
 
 
 def test_it_needs_pools(cappy: Run, tmp_path: Path) -> None:

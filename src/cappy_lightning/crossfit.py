@@ -36,10 +36,30 @@ def fold_configs(config: Config, pools: Sequence[Pool]) -> list[Config]:
     return configs
 
 
+def held_out(pools: Sequence[Pool], fold: int, count: int) -> list[Pool]:
+    """The pools that the training of a fold does not see."""
+    return [pool for pool in _with_split(pools, fold, count) if pool.example.split == "validation"]
+
+
+def instructions(pools: Sequence[Pool]) -> dict[str, int]:
+    """The different instructions, each with its place among them.
+
+    Pools of one instruction are in one fold: a scorer would know the references of an example that counts as unseen.
+    So there can be as many folds as these.
+    """
+    return {text: place for place, text in enumerate(dict.fromkeys(pool.example.instruction for pool in pools))}
+
+
 def _with_split(pools: Sequence[Pool], fold: int, count: int) -> list[Pool]:
+    places = instructions(pools)
     return [
-        replace(pool, example=replace(pool.example, split="validation" if place % count == fold else "train"))
-        for place, pool in enumerate(pools)
+        replace(
+            pool,
+            example=replace(
+                pool.example, split="validation" if places[pool.example.instruction] % count == fold else "train"
+            ),
+        )
+        for pool in pools
     ]
 
 
@@ -50,7 +70,7 @@ def fuse_folds(config: Config, pools: Sequence[Pool]) -> Fusion:
     held: list[Pool] = []
     logits: list[Sequence[float]] = []
     for fold in range(count):
-        own = [pool for pool in _with_split(pools, fold, count) if pool.example.split == "validation"]
+        own = held_out(pools, fold, count)
         held += own
         logits += [selection.logits for selection in read_selections(folder / str(fold), own)]
     gains = rewards(held, open_measure(config.label.score, config.label.tokenizer))
