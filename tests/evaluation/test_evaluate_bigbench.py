@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from conftest import QUICKSTART_POOL, SHORT_RUN, TINY_SCORER, Run
 from forked import Forked
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from cappy_lightning.evaluation.published import published_bigbench
-from cappy_lightning.sources.bigbench import GENERATION_TASKS
+from cappy_lightning.scorer.model import resolve_base
+from cappy_lightning.sources.bigbench import GENERATION_TASKS, cached_path, fetch
 
 TASKS = ("tense", "operators")
 
@@ -251,3 +253,32 @@ def test_pool_files_of_the_reference_implementation_give_the_numbers_computed_by
     gains = ((1, 2 / 3, 0), (1 / 2, 1, 1 / 2))
     expected["cappy"] = sum(own[one["index"]] for own, one in zip(gains, chosen, strict=True)) / 2
     assert {name: value["mean"] for name, value in methods.items()} == pytest.approx(expected)
+
+
+def test_the_llm_is_asked_once_for_a_task_and_any_classifier_can_be_a_row(
+    cappy: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = cached_path("tense").parent
+    fetch(["tense"])
+    monkeypatch.setenv("CAPPY_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / cached.name).symlink_to(cached)
+    classifier = tmp_path / "classifier"  # as another library leaves one: nothing says how to read its logit
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    bert = AutoConfig.for_model("bert", **sizes, num_labels=1)
+    AutoModelForSequenceClassification.from_config(bert).save_pretrained(classifier)
+    AutoTokenizer.from_pretrained(resolve_base("embedded")).save_pretrained(classifier)
+    few = ["data.max_train=4", "data.max_validation=4", "trainer.max_steps=2", "trainer.validations=1"]
+    asked = [*few, "backbone.decodings={greedy: 1, temperature_0.7: 2}"]
+    command = ["evaluate", "bigbench", "conf/bigbench.yaml", *asked, *TINY_SCORER, "--tasks", "tense"]
+    reports = []
+    for out in (tmp_path / "first", tmp_path / "second"):
+        done = cappy(*command, "--beside", classifier, "-o", out)
+        assert done.returncode == 0, done.stderr
+        assert ("8 examples, 16 requests with" in done.stderr) == (not reports)
+        reports.append(json.loads((out / "report.json").read_text()))
+    assert reports[0] == reports[1]
+    methods = reports[0]["average"]["methods"]
+    assert {"greedy", "temperature_0.7", "self_score_mean", "cappy", str(classifier)} < methods.keys()
+    assert methods["random"]["mean"] <= methods["oracle"]["mean"]
+    assert reports[0]["made_by"]["candidates"]["kind"] == "embedded"
