@@ -1,14 +1,14 @@
 """The scorer together with other ways to adapt an LLM to a task, and what each costs.
 
     python benchmarks/record_pools.py runs/pools auto_categorization object_counting tense
-    python benchmarks/llm_adaptation.py runs/pools runs/llm_adaptation
+    python benchmarks/llm_adaptation.py runs/pools runs/llm_adaptation [key=value ...]
 
 For three BIG-bench tasks (150 training examples, at most 75 held-out ones) and the embedded LLM: prompts without
 examples, prompts with three, and the LLM finetuned by LoRA on the same training examples; each without the scorer,
 which is the LLM's greedy answer, and with it. The scorer is adapted to the candidates of the prompts; to those of the
 finetuned LLM the scorer for prompts with examples is applied, because a finetuned LLM answers the examples that it has
 seen too well to learn from. Then the cost of adapting the scorer and that of adapting the LLM, each in a process of
-its own.
+its own, without the words `key=value`, which are for the adaptations that are compared.
 
 What is finished is not done again. The results are written to `results.json` and `llm_adaptation.png` in the folder,
 and printed as Markdown.
@@ -18,6 +18,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +59,11 @@ def run(*command: object) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1]) | {"process_seconds": time.perf_counter() - begin}
 
 
-def prompted(task: str, recorded: Path, folder: Path) -> dict[str, Any]:
+def prompted(task: str, recorded: Path, folder: Path, more: Sequence[str]) -> dict[str, Any]:
     """The reports of both prompts; leaves the pools of the one with examples in `pool.jsonl`."""
     reports = {}
     for name, shots in SHOTS.items():
-        words = [*RECIPE, f"data.task={task}", f"backbone.shots={shots}"]
+        words = [*RECIPE, f"data.task={task}", f"backbone.shots={shots}", *more]
         if shots:
             words.append(f"data.pool={recorded}")
         config = load_config([*words, f"run_dir={folder / name.replace(' ', '_')}"])
@@ -124,7 +125,7 @@ def show(results: dict[str, Any]) -> None:
         for name, part in ways.items():
             methods, best = part["methods"], part["best_baseline"]
             mean = {method: f"{100 * value['mean']:.1f}" for method, value in methods.items()}
-            gain = part["differences"].get("greedy")  # missing where the LLM gave an empty answer
+            gain = part["differences"].get("greedy")  # missing where every greedy answer is empty
             told = f"{100 * gain['mean']:+.1f} [{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}]" if gain else ""
             cells = [task, name, mean["random"], mean.get("greedy", ""), f"{mean[best]} {best}", mean["cappy"], told]
             print(f"| {' | '.join(cells)} | {mean['oracle']} |")
@@ -153,13 +154,13 @@ def chart(tasks: dict[str, Any]) -> Figure:
     return figure
 
 
-def main(pools: str, folder: str) -> None:
+def main(pools: str, folder: str, *more: str) -> None:
     """Everything that is not done yet."""
     out = Path(folder)
     results: dict[str, Any] = {"tasks": {}}
     for task in TASKS:
         say(f"task: {task}")
-        reports = prompted(task, Path(pools) / f"{task}.jsonl", out / task)
+        reports = prompted(task, Path(pools) / f"{task}.jsonl", out / task, more)
         reports[FINETUNED] = finetuned(out / task)
         results["tasks"][task] = {name: report["tasks"][task] for name, report in reports.items()}
     results["costs"] = costs(out / TASKS[0] / "pool.jsonl", out / "costs")
