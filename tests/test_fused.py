@@ -116,15 +116,15 @@ def test_more_folds_than_examples_are_refused_before_the_training(cappy: Run, tm
     words = ["select.by=fused", "select.folds=13", f"run_dir={tmp_path / 'run'}"]
     done = cappy("train", *SHORT_RUN, *words)
     assert done.returncode == 2
-    assert "select.folds: is 13, expected at most the number of different training instructions, 12" in done.stderr
+    assert "select.folds: is 13, expected at most the number of different training examples, 12" in done.stderr
     assert cappy("train", *SHORT_RUN, *words[::2]).returncode == 0
 
 
-def test_pools_of_one_instruction_are_in_one_fold() -> None:
-    texts = ["a", "b", "a", "c", "a", "b", "d"]
-    pools = [Pool(Example("t", str(place), text), ()) for place, text in enumerate(texts)]
+def test_pools_of_one_row_or_one_instruction_are_in_one_fold() -> None:
+    examples = [("1", "a"), ("2", "b"), ("3", "a"), ("1", "A"), ("4", "c"), ("2", "B"), ("5", "d")]
+    pools = [Pool(Example("t", identity, text), ()) for identity, text in examples]
     held = [[pool.example.instruction for pool in held_out(pools, fold, 2)] for fold in range(2)]
-    assert held == [["a", "a", "c", "a"], ["b", "b", "d"]]
+    assert held == [["a", "a", "A", "c"], ["b", "B", "d"]]
 
 
 def test_it_needs_pools(cappy: Run, tmp_path: Path) -> None:

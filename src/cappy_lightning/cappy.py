@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from hashlib import sha256
 from itertools import islice, tee
 from pathlib import Path
 from typing import Any, Self
@@ -18,7 +17,7 @@ from cappy_lightning.config import AnswerConfig, Config
 from cappy_lightning.config_loading import NO_DATA, load_config, word
 from cappy_lightning.errors import InputError
 from cappy_lightning.instructions import fill_template
-from cappy_lightning.records import BestAnswer, Candidate, Example, Pool, Ranked, Selection
+from cappy_lightning.records import BestAnswer, Candidate, Example, Pool, Ranked, Selection, make_id
 from cappy_lightning.scorer.inference import Pair
 from cappy_lightning.scorer.pretrained import PretrainedScorer
 from cappy_lightning.selection.engine import select_by_logits, select_from_pools
@@ -246,7 +245,7 @@ def _example(task: str, instruction: str) -> Example:
     if not instruction.strip():
         raise InputError("instruction", "is empty, expected a text")
     try:
-        return Example(task, sha256(instruction.encode()).hexdigest()[:16], instruction)
+        return Example(task, make_id(instruction), instruction)
     except UnicodeEncodeError:  # a lone surrogate, as Python reads bytes on a command line that are no UTF-8
         raise InputError("instruction", "is not Unicode text") from None
 

@@ -1,5 +1,6 @@
 """Cross-fitting: logits of training examples from scorers that have not seen them, and the fusion fitted on those."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -41,25 +42,28 @@ def held_out(pools: Sequence[Pool], fold: int, count: int) -> list[Pool]:
     return [pool for pool in _with_split(pools, fold, count) if pool.example.split == "validation"]
 
 
-def instructions(pools: Sequence[Pool]) -> dict[str, int]:
-    """The different instructions, each with its place among them.
+def groups(pools: Sequence[Pool]) -> list[int]:
+    """The group of each pool, numbered from 0: those of a group are in one fold.
 
-    Pools of one instruction are in one fold: a scorer would know the references of an example that counts as unseen.
-    So there can be as many folds as these.
+    Pools of one row, by several templates, or with the same instruction: a scorer would know the references of an
+    example that counts as unseen. There can be as many folds as groups.
     """
-    return {text: place for place, text in enumerate(dict.fromkeys(pool.example.instruction for pool in pools))}
+    known: dict[tuple[str, str], int] = {}
+    found: list[int] = []
+    new = itertools.count()
+    for pool in pools:
+        keys = ("id", pool.example.id), ("instruction", pool.example.instruction)
+        group = next((known[key] for key in keys if key in known), None)
+        group = next(new) if group is None else group
+        known |= dict.fromkeys(keys, group)
+        found.append(group)
+    return found
 
 
 def _with_split(pools: Sequence[Pool], fold: int, count: int) -> list[Pool]:
-    places = instructions(pools)
     return [
-        replace(
-            pool,
-            example=replace(
-                pool.example, split="validation" if places[pool.example.instruction] % count == fold else "train"
-            ),
-        )
-        for pool in pools
+        replace(pool, example=replace(pool.example, split="validation" if group % count == fold else "train"))
+        for pool, group in zip(pools, groups(pools), strict=True)
     ]
 
 

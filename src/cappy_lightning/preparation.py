@@ -165,7 +165,7 @@ def _prepare_instances(config: Config, directory: Path) -> Prepared:
 
         def side(validation: bool) -> Iterator[Instance]:
             for instance in _read_all(data.instances):
-                if in_validation(instance.example_id, instance.task, fraction, seed) == validation:
+                if in_validation(instance.example_id, instance.instruction, fraction, seed) == validation:
                     yield instance
 
         made_by = {"data": vars(data), "sha256": _hash(itertools.chain.from_iterable(map(_content, data.instances)))}

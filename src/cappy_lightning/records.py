@@ -24,6 +24,16 @@ SPLITS: tuple[Split, ...] = ("train", "validation")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
+def make_id(content: str) -> str:
+    """The id of an example that comes without one: 16 hexadecimal digits, a hash of its content."""
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def is_made_id(identity: str) -> bool:
+    """Whether an id has the form of one of `make_id`."""
+    return len(identity) == 16 and set(identity) <= set("0123456789abcdef")
+
+
 def normalize(text: str) -> str:
     """Lower case, without ASCII punctuation and extra white space: when two answers count as the same."""
     return " ".join(text.lower().translate(_PUNCTUATION).split()) or text.strip()
@@ -125,7 +135,7 @@ class Example:
             identity = _unicode(str(row["id"]), "id", where)
         else:  # made from the content, so that it is the same wherever the example turns up
             content = json.dumps([task, instruction, references, choices, label], ensure_ascii=False)
-            identity = hashlib.sha256(content.encode()).hexdigest()[:16]
+            identity = make_id(content)
         return cls(task, identity, instruction, references, choices, label, split)
 
     @property
@@ -258,7 +268,7 @@ class Instance:
             raise InputError(where, f"field 'origin' is {origin!r}, expected one of {', '.join(ORIGINS)}")
         task, example_id = row.get("task"), row.get("example_id")
         if example_id is None:
-            example_id = hashlib.sha256(instruction.encode()).hexdigest()[:16]
+            example_id = make_id(instruction)
         task = _unicode("default" if task is None else str(task), "task", where)
         example_id = _unicode(str(example_id), "example_id", where)
         return cls(instruction, response, score, origin, task, example_id)

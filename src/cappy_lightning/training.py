@@ -23,7 +23,7 @@ from cappy_lightning.callbacks import Export, Results, RunCheckpoint, StepProgre
 from cappy_lightning.callbacks.results import REPORT
 from cappy_lightning.checkpoints import CHECKPOINTS, checkpoint_step, latest_checkpoint
 from cappy_lightning.config import Config
-from cappy_lightning.crossfit import fold_configs, fuse_folds, instructions
+from cappy_lightning.crossfit import fold_configs, fuse_folds, groups
 from cappy_lightning.data.datamodule import CappyDataModule
 from cappy_lightning.data.reading import read_table, verify
 from cappy_lightning.data.shards import read_manifest
@@ -116,10 +116,10 @@ def _fit(config: Config, run: RunDir) -> int:
     check_base(config.scorer)  # before an LLM is asked
     run.wait()
     data = prepare(config, run.path / "instances")
-    if config.select.by == "fused" and (most := len(instructions(data.train_pools))) < config.select.folds:
+    if config.select.by == "fused" and (most := len(set(groups(data.train_pools)))) < config.select.folds:
         raise InputError(
             "select.folds",
-            f"is {config.select.folds}, expected at most the number of different training instructions, {most}",
+            f"is {config.select.folds}, expected at most the number of different training examples, {most}",
         )
     if rank() == 0:
         manifests = [read_manifest(directory) for directory in (*data.train, *data.validation, *data.test)]

@@ -177,26 +177,37 @@ def test_which_ones_a_cap_keeps_is_drawn_by_the_seed() -> None:
 @settings(deadline=None)
 @given(st.text(), st.text(), st.integers(), st.floats(0, 1), st.floats(0, 1))
 def test_a_greater_fraction_only_adds_to_validation(
-    identity: str, task: str, seed: int, one: float, other: float
+    identity: str, text: str, seed: int, one: float, other: float
 ) -> None:
     small, great = sorted((one, other))
-    assert in_validation(identity, task, great, seed) or not in_validation(identity, task, small, seed)
-    assert not in_validation(identity, task, 0, seed)
-    assert in_validation(identity, task, 1, seed)
+    assert in_validation(identity, text, great, seed) or not in_validation(identity, text, small, seed)
+    assert not in_validation(identity, text, 0, seed)
+    assert in_validation(identity, text, 1, seed)
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.5])
 def test_the_share_in_validation_is_near_the_fraction(fraction: float) -> None:
-    for seed, task in ((0, "t"), (1, "t"), (0, "u")):
-        share = sum(in_validation(str(n), task, fraction, seed) for n in range(4000)) / 4000
+    for seed in range(3):
+        share = sum(in_validation(str(n), "i", fraction, seed) for n in range(4000)) / 4000
         assert abs(share - fraction) < 0.03  # over 3 standard deviations
 
 
-def test_the_split_depends_on_the_seed_and_the_task() -> None:
-    sides = [
-        [in_validation(str(n), task, 0.5, seed) for n in range(64)] for seed, task in ((0, "t"), (1, "t"), (0, "u"))
-    ]
-    assert sides[0] != sides[1] != sides[2] != sides[0]
+def test_the_split_depends_on_the_seed() -> None:
+    sides = [[in_validation(str(n), "i", 0.5, seed) for n in range(64)] for seed in range(2)]
+    assert sides[0] != sides[1]
+
+
+def test_a_row_or_an_instruction_is_on_one_side_whatever_is_made_of_it() -> None:
+    words = [f"{number}" for number in range(64)]
+    for number in words:  # by several templates
+        assert in_validation(f"row:{number}", f"{number}?", 0.5, 0) == in_validation(
+            f"row:{number}", f"A: {number}", 0.5, 0
+        )
+    rows = [{"task": "t", "instruction": number, "references": [own]} for number in words for own in ("a", "b")]
+    made = list(with_split(lambda: [Example.from_row(row, "") for row in rows], 0.5, 0)())
+    assert len({example.id for example in made}) == 128
+    assert [example.split for example in made[::2]] == [example.split for example in made[1::2]]
+    assert {example.split for example in made} == {"train", "validation"}
 
 
 def test_a_candidate_that_is_no_choice_is_wrong_in_training_and_validation() -> None:
@@ -210,7 +221,7 @@ def test_a_split_is_kept_made_or_refused() -> None:
     bare = [one.example for one in MANY]
     made = list(with_split(lambda: bare, 0.25, 0)())
     assert {example.split for example in made} == {"train", "validation"}
-    assert [e.split == "validation" for e in made] == [in_validation(e.id, e.task, 0.25, 0) for e in bare]
+    assert [e.split == "validation" for e in made] == [in_validation(e.id, e.instruction, 0.25, 0) for e in bare]
     assert list(with_split(lambda: made, 0.9, 7)()) == made
     with pytest.raises(InputError, match="1 of 2 examples name a split, expected all or none"):
         with_split(lambda: [made[0], bare[1]], 0.25, 0)

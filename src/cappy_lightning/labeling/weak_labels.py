@@ -13,7 +13,7 @@ from cappy_lightning.labeling.measures import open_measure
 from cappy_lightning.labeling.rouge import Item
 from cappy_lightning.labeling.tokens import TOKENIZERS
 from cappy_lightning.progress import say
-from cappy_lightning.records import ORIGINS, Example, Instance, Origin, Pool, normalize
+from cappy_lightning.records import ORIGINS, Example, Instance, Origin, Pool, is_made_id, normalize
 
 #: Pools that are labelled together: mismatches come from the same block.
 BLOCK = 4096
@@ -178,12 +178,14 @@ def cap_examples(pools: Iterable[Pool], most: int | None, seed: int) -> list[Poo
     return kept
 
 
-def in_validation(example_id: str, task: str, fraction: float, seed: int) -> bool:
-    """Whether an example without a split belongs to the validation split: by a hash of its id.
+def in_validation(example_id: str, instruction: str, fraction: float, seed: int) -> bool:
+    """Whether an example without a split belongs to the validation split: by a hash of its id, if it came with one.
 
-    The answer does not depend on the other examples, so a grown data set keeps its split.
+    So what several templates make of a row is on one side. Examples without an id of their own are by their
+    instruction, which can have several references, each in an example. The answer does not depend on the other
+    examples: a grown data set keeps its split.
     """
-    digest = hashlib.sha256(f"{seed} {task} {example_id}".encode()).digest()
+    digest = hashlib.sha256(f"{seed} {instruction if is_made_id(example_id) else example_id}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 
@@ -204,7 +206,7 @@ def with_split(
     for example in examples():
         total += 1
         named += example.split is not None
-        held += in_validation(example.id, example.task, fraction, seed)
+        held += in_validation(example.id, example.instruction, fraction, seed)
     if 0 < named < total:
         raise InputError("data", f"{named} of {total} examples name a split, expected all or none")
     if named == total:
@@ -212,7 +214,7 @@ def with_split(
     say(f"the examples name no split: made one of {total - held} for training and {held} for validation")
 
     def split(example: Example) -> Example:
-        held = in_validation(example.id, example.task, fraction, seed)
+        held = in_validation(example.id, example.instruction, fraction, seed)
         return replace(example, split="validation" if held else "train")
 
     return lambda: map(split, examples())
