@@ -124,6 +124,18 @@ def test_the_average_is_surer_than_its_tasks() -> None:
     assert average["high"] - average["low"] == pytest.approx((one["high"] - one["low"]) / 2, abs=0.015)
 
 
+@pytest.mark.parametrize(("other", "width"), [("data/b", 1), ("more/b", math.sqrt(1 / 2)), ("b", math.sqrt(1 / 2))])
+def test_several_templates_over_the_same_rows_make_the_average_no_surer(other: str, width: float) -> None:
+    tasks = [binary(50, 100, task) for task in ("data/a", other)]
+    report = make_report([p for pools, _ in tasks for p in pools], [s for _, own in tasks for s in own])
+    one, average = report["tasks"]["data/a"], report["average"]
+    for of_one, of_all in (
+        (one["methods"]["cappy"], average["methods"]["cappy"]),
+        (one["classification"]["macro_f1"], average["macro_f1"]),
+    ):
+        assert of_all["high"] - of_all["low"] == pytest.approx(width * (of_one["high"] - of_one["low"]), abs=0.015)
+
+
 def test_the_same_seed_gives_the_same_report_and_leaves_global_randomness_alone() -> None:
     np.random.seed(0)
     report = make_report(ONE_TASK, SELECTIONS, seed=4)

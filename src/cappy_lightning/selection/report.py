@@ -45,7 +45,8 @@ def make_report(
     """Compare a scorer's selections with the baselines, per task and on the average over tasks.
 
     Intervals are 95% percentile intervals of a paired bootstrap over examples (Efron 1979): every
-    method sees the same resampled examples, 10,000 times. Averages resample within each task.
+    method sees the same resampled examples, 10,000 times. Averages resample within each task, but tasks
+    `DATASET/TEMPLATE` of the same data set and ids together: they are several templates over the same rows.
 
     Args:
         pools: pools with references or choices.
@@ -79,12 +80,16 @@ def make_report(
     resampled: dict[str, dict[str, Floats]] = {}
     macro_draws: list[Floats] = []
     generator = np.random.default_rng(seed)
+    states: dict[tuple[str, ...], Any] = {}
     for task, places in by_task.items():
+        rows = (task.partition("/")[0], *(pools[i].example.id for i in places))
+        own_generator = generator if rows not in states else np.random.default_rng(seed)
+        own_generator.bit_generator.state = states.setdefault(rows, generator.bit_generator.state)
         of_task = {name: [own[i] for i in places] for name, own in chosen.items()}
         own_gains = [gains[i] for i in places]
         values, skipped = method_values([pools[i] for i in places], own_gains, of_task, rouge)
         matrix = np.array(list(values.values()))  # [methods, examples]
-        draws = resample(matrix, generator)
+        draws = resample(matrix, own_generator)
         means[task] = {name: float(row.mean()) for name, row in zip(values, matrix, strict=True)}
         resampled[task] = dict(zip(values, draws, strict=True))
         tasks[task] = {"n_examples": len(places), **_compare(means[task], resampled[task], scorer_name)}
@@ -94,7 +99,7 @@ def make_report(
         if classes := shared_classes(own_pools):
             pairs = zip(own_pools, of_task[final], strict=True)
             answers = [(pool.example.right_choice, selection.response) for pool, selection in pairs]
-            tasks[task]["classification"], macro = class_report(classes, answers, generator)
+            tasks[task]["classification"], macro = class_report(classes, answers, own_generator)
             macro_draws.append(macro)
         if skipped:
             tasks[task]["skipped"] = skipped | tasks[task].get("skipped", {})
