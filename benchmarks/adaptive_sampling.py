@@ -76,6 +76,8 @@ def main() -> None:
         sys.exit(__doc__)
     out, runs = make_dir(Path(sys.argv[1])), [Path(word) for word in sys.argv[2:]]
     found: dict[str, dict[str, Any]] = {}
+    if len({run.name for run in runs}) < len(runs):
+        sys.exit("two runs have the same name, expected different ones: it is their row's")
     for run in runs:
         say(f"{run}")
         found[run.name] = calibrated(run)

@@ -14,6 +14,7 @@ import json
 import multiprocessing
 import resource
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -155,8 +156,10 @@ def main() -> None:
                     args=(name, Path(scratch, "shards"), min(options.batches, rows // BATCH - 2), results),
                 )
                 process.start()
-                first, rate, memory = results.get()
                 process.join()
+                if process.exitcode:
+                    sys.exit(f"{name}: ended with {process.exitcode}")
+                first, rate, memory = results.get()
                 mine = mine or rate
                 ratio = "" if name == options.loaders[0] else f"{mine / rate:.2f} x as fast"
                 print(f"| {rows:,} | {name} | {rate:,.0f} | {ratio} | {first:.2f} | {memory:,.0f} |", flush=True)

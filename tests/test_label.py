@@ -18,7 +18,7 @@ from conftest import QUICKSTART_POOL, run_cappy
 from forked import Forked
 
 from cappy_lightning import label as job
-from cappy_lightning.config import Config
+from cappy_lightning.config import Config, LabelConfig
 from cappy_lightning.data.reading import read_table
 from cappy_lightning.data.shards import MANIFEST, find_directories, read_manifest
 from cappy_lightning.errors import InputError
@@ -216,8 +216,11 @@ def test_stopped_before_the_last_step_nothing_is_done_again(tmp_path: Path, monk
             label(Sources([str(QUICKSTART_POOL)]), Config(), tmp_path / "out", "train")
     before = contents(tmp_path / "out.partial")
     monkeypatch.setattr(job, "write_shard", stop)
+    other = replace(Config(), label=LabelConfig(mismatches=2))
+    with pytest.raises(InputError, match=r"out.partial: was begun with other input or settings"):
+        label(Sources([str(QUICKSTART_POOL)]), other, tmp_path / "out", "train")
     label(Sources([str(QUICKSTART_POOL)]), Config(), tmp_path / "out", "train")
-    assert contents(tmp_path / "out") == before
+    assert contents(tmp_path / "out") | {job.JOURNAL: before[job.JOURNAL]} == before
 
 
 @pytest.mark.usefixtures("small")

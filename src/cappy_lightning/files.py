@@ -17,6 +17,7 @@ from cappy_lightning.errors import InputError
 
 #: What the name of a file ends in while it is written.
 _SCRATCH = ".scratch"
+_PART = re.compile("part-[0-9]+-of-([0-9]+)")
 
 
 def cache_dir() -> Path:
@@ -179,6 +180,11 @@ def part_name(index: int, count: int) -> str:
     return f"part-{index}-of-{count}"
 
 
+def is_part(name: str) -> bool:
+    """Whether a file of this name, whatever its suffix, is one of several parts."""
+    return _PART.match(name) is not None
+
+
 def find_parts(folder: Path, suffix: str = "") -> list[Path]:
     """The parts in a folder, in order; none where it holds no part.
 
@@ -190,8 +196,8 @@ def find_parts(folder: Path, suffix: str = "") -> list[Path]:
 
 def find_part_names(names: Sequence[str], folder: str | Path, suffix: str = "") -> list[str]:
     """`find_parts` by the names of what a folder holds, for one that is not a local one."""
-    pattern = re.compile(rf"part-[0-9]+-of-([0-9]+){re.escape(suffix)}")
-    counts = {match[1] for name in names if (match := pattern.fullmatch(name))}
+    own = [name.removesuffix(suffix) for name in names if name.endswith(suffix)]
+    counts = {match[1] for name in own if (match := _PART.fullmatch(name))}
     if len(counts) > 1:
         raise InputError(folder, f"has parts of {' and of '.join(sorted(counts))}, expected one number")
     total = sum(map(int, counts))
@@ -317,7 +323,8 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
         InputError: a table, no such file, no line in it, not UTF-8, not JSON, or not an object.
     """
     if str(path) != "-" and Path(path).is_dir() and (parts := find_parts(Path(path), ".jsonl")):
-        for part in parts:
+        filled = [part for part in parts if part.stat().st_size]  # a part can have had nothing to do
+        for part in filled or parts[:1]:
             yield from read_jsonl(part)
         return
     name = "standard input" if str(path) == "-" else str(path)

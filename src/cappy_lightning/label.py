@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cappy_lightning.config import Config
-from cappy_lightning.data.shards import MANIFEST, SHARD_ROWS, read_manifest, write_manifest, write_shard
+from cappy_lightning.data.shards import SHARD_ROWS, read_manifest, write_manifest, write_shard
 from cappy_lightning.errors import InputError
 from cappy_lightning.files import kept_on_failure, make_dir, open_locked, parse_line, remove, replace, to_line
 from cappy_lightning.labeling.measures import KeptScores
@@ -52,11 +52,10 @@ def label(sources: Sources, config: Config, out: Path, split: Split) -> None:
             "split": split,
             "sources": sources.described(),
         }
-        if not (directory / MANIFEST).is_file():  # else only the last step is missing
-            _label(sources, config, directory, split, made_by, out)
+        _label(sources, config, directory, split, made_by, out)
         with kept_on_failure(directory, "what is there"):
-            (directory / JOURNAL).unlink(missing_ok=True)
-            replace(directory, out)
+            replace(directory, out)  # with its journal, by which a repeated command would know what it is of
+            (out / JOURNAL).unlink()
         lock.unlink()
     manifest = read_manifest(out, empty=True)
     say(f"{out}: {counted(manifest.rows, 'instance')} in {counted(len(manifest.shards), 'shard')}")

@@ -65,9 +65,10 @@ def _texts(row: dict[str, Any], key: str, where: object) -> tuple[str, ...]:
 
 
 def _number(row: dict[str, Any], key: str, where: object) -> float | None:
-    value = row.get(key)
-    if value is None:
-        return None
+    return None if row.get(key) is None else _finite(row[key], key, where)
+
+
+def _finite(value: Any, key: str, where: object) -> float:
     try:
         number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
     except OverflowError:
@@ -142,6 +143,13 @@ class Example:
     def right_choice(self) -> str:
         """The text of the choice that `label` says, of an example with choices."""
         return self.choices[self.label or 0]
+
+    def choice_of(self, response: str) -> str | None:
+        """The choice that a response stands for: the same text, else the first that is equal when normalized."""
+        if response in self.choices:
+            return response
+        own = normalize(response)
+        return next((choice for choice in self.choices if normalize(choice) == own), None)
 
     def to_row(self) -> dict[str, Any]:
         """The JSON object of the examples contract."""
@@ -352,7 +360,7 @@ class Selection:
             values = row.get(key)
             if not isinstance(values, list) or len(values) != count:
                 raise InputError(where, f"field '{key}' must be a list of {count} numbers, one for each candidate")
-            numbers.append(tuple(_number({key: value}, key, where) or 0.0 for value in values))
+            numbers.append(tuple(_finite(value, key, where) for value in values))
         scores, logits = numbers
         response = pool.candidates[index].response
         if row.get("response") != response:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -63,6 +64,18 @@ def test_the_vocabulary_is_renewed_and_comparisons_stay_right(monkeypatch: pytes
     items = [("", [f"word{n} common other{n}"], f"common tail{n}") for n in range(3000)]
     assert set(measure.scores([*items, *items])) == {2 * (1 / 2) * (1 / 3) / (1 / 2 + 1 / 3)}
     assert len(measure._encoder._characters) < 500 + 4 * 100
+
+
+@pytest.mark.parametrize("score", ["rouge_l", "token_f1"])
+def test_the_vocabulary_of_long_texts_stays_small_enough_for_characters(
+    score: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens, "_MOST_STEMS", 500)
+    monkeypatch.setattr(rouge, "CHARACTERS", 3000)
+    measure: Any = open_measure(score, "paper")
+    items = [("", [" ".join(str(60 * n + k) for k in range(60))], str(60 * n)) for n in range(500)]
+    assert set(measure.scores(items)) == {2 / 61}
+    assert len(measure._encoder._characters) < 500 + 3000 / 2
 
 
 @pytest.mark.parametrize("tokenizer", ["paper", "unicode"])

@@ -210,11 +210,11 @@ def test_a_row_or_an_instruction_is_on_one_side_whatever_is_made_of_it() -> None
     assert {example.split for example in made} == {"train", "validation"}
 
 
-def test_a_candidate_that_is_no_choice_is_wrong_in_training_and_validation() -> None:
-    odd = pool("1", ["yes", "no"], ["yes", "Yes.", "maybe", "yes"], label=0)
-    wrong = [("Yes.", 0.0, "wrong_choice"), ("maybe", 0.0, "wrong_choice")]
-    assert labels(label([odd])) == [("yes", 1.0, "gold"), ("no", 0.0, "wrong_choice"), *wrong]
-    assert labels(label_candidates([odd])) == [("yes", 1.0, "gold"), *wrong]
+def test_a_candidate_that_is_no_choice_is_wrong_unless_it_means_the_right_one() -> None:
+    odd = pool("1", ["yes", "no"], ["yes", "Yes.", "maybe", "yes", "No."], label=0)
+    told = [("No.", 0.0, "wrong_choice"), ("Yes.", 1.0, "sampled"), ("maybe", 0.0, "wrong_choice")]
+    assert sorted(labels(label([odd]))) == sorted([("yes", 1.0, "gold"), ("no", 0.0, "wrong_choice"), *told])
+    assert sorted(labels(label_candidates([odd]))) == sorted([("yes", 1.0, "gold"), *told])
 
 
 def test_a_split_is_kept_made_or_refused() -> None:

@@ -45,6 +45,8 @@ def test_a_reward_is_the_rouge_l_against_the_references() -> None:
 def test_a_reward_of_a_choice_is_whether_it_is_right() -> None:
     assert rewards(pool(["x", "y", "z", "x", "w"], references=(), choices=("z", "x"), label=1)) == [1, 0, 0, 1, 0]
     assert rewards(pool(["z", "x"], references=(), choices=("z", "x"), label=0)) == [1, 0]
+    assert rewards(pool(["X.", "x", "Z"], references=(), choices=("x", "z"), label=0)) == [1, 1, 0]
+    assert rewards(pool(["X", "x", " x"], references=(), choices=("X", "x"), label=1)) == [0, 1, 0]
 
 
 def test_every_method_has_the_value_computed_by_hand() -> None:

@@ -70,6 +70,23 @@ def test_a_bad_row_is_refused_by_file_and_line(tmp_path: Path, read: Callable[[P
     assert str(error.value) == f"{path}:2: field 'instruction' is missing, expected a text"
 
 
+def test_of_an_example_in_several_parts_the_first_answers_are_used(tmp_path: Path) -> None:
+    row = {"task": "t", "id": "1", "instruction": "i", "references": ["r"]}
+    for part, response in ((0, "a"), (2, "b")):
+        own = row | {"candidates": [{"response": response}]}
+        write(tmp_path / f"part-{part}-of-3.jsonl", own)
+    (tmp_path / "part-1-of-3.jsonl").touch()  # one that had nothing to do
+    (pool,) = read_labelled_pools([tmp_path])
+    assert [candidate.response for candidate in pool.candidates] == ["a"]
+    write(tmp_path / "part-1-of-3.jsonl", row | {"references": ["other"], "candidates": [{"response": "a"}]})
+    with pytest.raises(InputError, match="with other contents"):
+        read_labelled_pools([tmp_path])
+    for part in range(3):
+        (tmp_path / f"part-{part}-of-3.jsonl").write_text("")
+    with pytest.raises(InputError, match=r"part-0-of-3\.jsonl: is empty"):
+        read_labelled_pools([tmp_path])
+
+
 def test_a_bad_candidate_is_refused_by_file_line_and_place(tmp_path: Path) -> None:
     path = write(tmp_path / "f.jsonl", POOL | {"candidates": [{"response": "a"}, {"response": 3}]})
     with pytest.raises(InputError) as error:

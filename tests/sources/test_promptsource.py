@@ -180,6 +180,9 @@ def test_rows_that_cannot_be_rendered_are_counted_with_the_first_reason() -> Non
     assert [example.id for example in examples(source, [{"a": 0}, {"a": 3}, {"a": 0}])] == ["row:1"]
     assert source.counts["mine"] == {"failed": 2, "example": 1}
     assert source.failures["mine"].startswith("row 0: ")
+    source = PromptSourceExamples([template("{{a}}, is it? ||| {{b}}")], ["a", "b"], seed=0)
+    assert [example.id for example in examples(source, [{"b": "y"}, {"a": "x", "b": "y"}])] == ["row:1"]
+    assert source.failures["mine"] == "row 0: the column 'a' is missing"
 
 
 def test_choices_are_texts_and_a_second_right_one_is_not_wrong() -> None:

@@ -172,6 +172,13 @@ def test_labels_that_are_numbers_are_taken_by_their_text_and_it_is_said(tmp_path
     named = pools(
         spec(tmp_path, f"{{files: [{path}], columns: {{label: label}}, choices: [{', '.join('abcdefghijk')}]}}")
     )
+    mixed = tmp_path / "mixed.jsonl"
+    mixed.write_text('{"text": "a", "label": 1}\n{"text": "b", "label": "1"}\n{"text": "c", "label": "no"}\n')
+    assert [(pool.example.choices, pool.example.label) for pool in Sources([str(mixed)]).pools()] == [
+        (("1", "no"), 0),
+        (("1", "no"), 0),
+        (("1", "no"), 1),
+    ]
     assert [pool.example.right_choice for pool in named] == ["k", "c", "k"]
 
 

@@ -25,7 +25,7 @@ from cappy_lightning.scorer.places import check_base, check_places
 from cappy_lightning.selection.baselines import FUSED, ORACLE, RANDOM
 from cappy_lightning.selection.charts import methods_chart, report_page
 from cappy_lightning.selection.engine import selections_beside
-from cappy_lightning.selection.report import average_table, make_report, metric_title
+from cappy_lightning.selection.report import average_table, check_beside, make_report, metric_title
 from cappy_lightning.sources.bigbench import GENERATION_TASKS, cached_path, fetch, is_name
 from cappy_lightning.sources.config import Shard
 from cappy_lightning.training import finish
@@ -60,6 +60,7 @@ def evaluate_bigbench(
     for config in configs.values():  # before an LLM is asked
         if not is_finished(Path(config.run_dir)):
             check_base(config.scorer)
+        check_beside(beside, config.scorer.name)
     for place in beside:
         check_places(place)
     make_dir(out)

@@ -149,7 +149,7 @@ def _claim(out: Path, made_by: dict[str, Any]) -> None:
 
 
 def _file(out: Path, dataset: Dataset) -> Path:
-    name = quote(dataset.key, safe="")
+    name = quote(dataset.key, safe="", errors="surrogatepass")
     if len(name) > _LONGEST:
         name = f"{name[:_LONGEST]}-{sha256(name.encode()).hexdigest()[:16]}"
     return out / DATASETS / f"{name}.json"
@@ -191,7 +191,7 @@ def classify(scorer: PretrainedScorer, dataset: Dataset) -> dict[str, Any]:
                 row = rows["" if template != example.task else example.task, example.id]
                 row["right"] += right
                 row["examples"] += 1
-                row["random"] += 1 / len(own)
+                row["random"] += own.count(example.right_choice) / len(own)
                 for name, sign in (("shortest", -1), ("longest", 1)):
                     row[name] += own[first_best([sign * len(choice) for choice in own])] == example.right_choice
             ticker.advance(len(block))

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from cappy_lightning.errors import InputError
 from cappy_lightning.files import kept_on_failure
-from cappy_lightning.labeling.rouge import Item, RougeL
+from cappy_lightning.labeling.rouge import Item, RougeL, blocks
 from cappy_lightning.labeling.tokens import Encoder
 from cappy_lightning.records import normalize
 
@@ -44,8 +44,11 @@ class _TokenF1:
         self._encoder = Encoder(tokenizer)
 
     def scores(self, items: Sequence[Item]) -> list[float]:
-        self._encoder.renew()
-        return [max(self._f1(reference, one) for reference in references) for _, references, one in items]
+        found: list[float] = []
+        for part in blocks(items):
+            self._encoder.renew()
+            found += [max(self._f1(reference, one) for reference in references) for _, references, one in part]
+        return found
 
     def _f1(self, reference: str, response: str) -> float:
         ours, theirs = Counter(self._encoder.encode(response)), Counter(self._encoder.encode(reference))

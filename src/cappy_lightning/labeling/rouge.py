@@ -16,8 +16,8 @@ from cappy_lightning.labeling.tokens import Encoder
 #: An instruction, its references, and a response to be judged.
 Item = tuple[str, Sequence[str], str]
 
-#: Comparisons in one call: enough to make the calls cheap, few enough for memory.
-BLOCK = 1 << 15
+#: Comparisons in one call, and characters: enough to make the calls cheap, few enough for memory and the encoder.
+BLOCK, CHARACTERS = 1 << 15, 1 << 20
 
 
 class RougeL:
@@ -38,7 +38,7 @@ class RougeL:
     def scores(self, items: Sequence[Item]) -> list[float]:
         """The F-measure of every item, in [0, 1]; each needs a reference."""
         found: list[float] = []
-        for part in _blocks(items):
+        for part in blocks(items):
             self._encoder.renew()
             found += self._block(part)
         return found
@@ -68,12 +68,14 @@ def _f_measures(references: Sequence[str], responses: Sequence[str]) -> NDArray[
     return np.where(common > 0, values, 0.0)
 
 
-def _blocks(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
-    start = comparisons = 0
-    for end, (_, references, _) in enumerate(items):
-        if comparisons >= BLOCK:
+def blocks(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+    """The items in parts of one vocabulary each, which `Encoder` has room for."""
+    start = comparisons = characters = 0
+    for end, (_, references, response) in enumerate(items):
+        if comparisons >= BLOCK or characters >= CHARACTERS:
             yield items[start:end]
-            start, comparisons = end, 0
+            start, comparisons, characters = end, 0, 0
         comparisons += len(references)
+        characters += len(response) + sum(map(len, references))
     if start < len(items):
         yield items[start:]

@@ -108,7 +108,7 @@ class Labeler:
         return [label for index, label in enumerate(labels) if index not in left_out]
 
     def _candidates(self, pools: Sequence[Pool]) -> list[list[Label]]:
-        """A label for each distinct candidate that is no choice; where there are choices, such a one is wrong."""
+        """A label for each distinct candidate but the choices; beside these only what means the right one is right."""
         labels: list[list[Label]] = [[] for _ in pools]
         items: list[Item] = []
         places: list[int] = []
@@ -124,6 +124,8 @@ class Labeler:
                 elif example.references:
                     items.append((example.instruction, example.references, response))
                     places.append(place)
+                elif example.choices and example.choice_of(response) == example.right_choice:
+                    labels[place].append((response, 1.0, "sampled"))
                 elif example.choices:
                     labels[place].append((response, 0.0, "wrong_choice"))
                 else:

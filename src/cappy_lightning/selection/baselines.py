@@ -59,7 +59,7 @@ def rewards(pools: Sequence[Pool], measure: Measure) -> list[list[float]]:
         if example.references:
             known = {response: next(scores) for response in responses}
         else:
-            known = {response: float(response == example.right_choice) for response in responses}
+            known = {response: float(example.choice_of(response) == example.right_choice) for response in responses}
         found.append([known[candidate.response] for candidate in pool.candidates])
     return found
 

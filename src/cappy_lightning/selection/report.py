@@ -1,7 +1,7 @@
 """The report: means with paired bootstrap intervals, differences, recovered share and headroom, and more."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -61,8 +61,7 @@ def make_report(
         InputError: the scorer or a decoding has a baseline's name, two scorers have the same, or references and
             choices are mixed.
     """
-    if scorer_name in beside:
-        raise InputError("--beside", f"names '{scorer_name}', as the scorer is called, expected another path or name")
+    check_beside(beside, scorer_name)
     if len({bool(pool.example.references) for pool in pools}) > 1:
         raise InputError("pools", "some have references and some choices, expected one kind")
     for name in (scorer_name, *beside):
@@ -98,7 +97,10 @@ def make_report(
             tasks[task]["by_candidates"] = quality_by_cost(of_task[scorer_name], own_gains, scorer_name)
         if classes := shared_classes(own_pools):
             pairs = zip(own_pools, of_task[final], strict=True)
-            answers = [(pool.example.right_choice, selection.response) for pool, selection in pairs]
+            answers = [
+                (pool.example.right_choice, pool.example.choice_of(selection.response) or selection.response)
+                for pool, selection in pairs
+            ]
             tasks[task]["classification"], macro = class_report(classes, answers, own_generator)
             macro_draws.append(macro)
         if skipped:
@@ -143,6 +145,12 @@ def make_report(
         "length": length_bias(pools, chosen[final], gains),
         "most_wrong": most_wrong(pools, chosen[final], gains),
     }
+
+
+def check_beside(names: Iterable[str], scorer_name: str) -> None:
+    """Refuse another scorer with the scorer's name: they could not be told apart."""
+    if scorer_name in names:
+        raise InputError("--beside", f"names '{scorer_name}', as the scorer is called, expected another path or name")
 
 
 def best_baseline(means: dict[str, float], scorer_name: str) -> str:

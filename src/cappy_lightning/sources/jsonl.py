@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cappy_lightning.errors import InputError
-from cappy_lightning.files import read_jsonl
+from cappy_lightning.files import is_part, read_jsonl
 from cappy_lightning.progress import counted, say
 from cappy_lightning.records import SPLITS, Example, Pool
 
@@ -42,7 +42,9 @@ def read_examples(path: str | Path) -> list[Example]:
 def read_labelled_pools(paths: Sequence[str | Path]) -> list[Pool]:
     """All pools of some files, each once, and each with references or choices.
 
-    Examples to which the LLM of the reference implementation gave empty responses only are left out.
+    Of an example that stands in several parts of a folder, each with answers of its own, the first is kept: parts
+    are recorded apart, and do not know of each other. Examples to which the LLM of the reference implementation
+    gave empty responses only are left out.
 
     Raises:
         InputError: a line that is no such pool, or an id that stands twice, with different contents.
@@ -111,13 +113,19 @@ def _from_reference(row: dict[str, Any], where: str) -> dict[str, Any]:
     }
 
 
+def _in_parts(*places: str) -> bool:
+    """Whether places are in different parts of one folder."""
+    files = [Path(place.rpartition(":")[0]) for place in places]
+    return len(set(files)) > 1 and len({file.parent for file in files}) == 1 and all(is_part(f.name) for f in files)
+
+
 def _distinct(file: str | Path, found: Iterable[tuple[str, T]], example: Callable[[T], Example]) -> list[T]:
     known: dict[tuple[str, str], tuple[str, T]] = {}
     repeated = 0
     for where, one in found:
         task, identity = example(one).task, example(one).id
         first, other = known.setdefault((task, identity), (where, one))
-        if other != one:
+        if other != one and not (example(other) == example(one) and _in_parts(first, where)):
             raise InputError(where, f"id '{identity}' of task '{task}' stands already at {first}, with other contents")
         repeated += first != where
     if repeated:

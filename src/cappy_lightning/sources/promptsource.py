@@ -183,6 +183,8 @@ class Renderer:
             InputError: the template attacks the sandbox.
             ValueError: it cannot be rendered for this row; the text says why.
         """
+        if missing := sorted(self.columns - row.keys()):  # Jinja would print nothing for it
+            raise ValueError(f"the column '{missing[0]}' is missing")
         self._random.seed(f"{self.seed} {self.template.dataset} {self.template.name} {number}")
         values = {k: v.replace(SEPARATOR, _PROTECTED) if isinstance(v, str) else v for k, v in row.items()}
         try:

@@ -154,7 +154,7 @@ def _read_csv(path: str) -> Iterator[Placed]:
         except csv.Error as error:
             raise InputError(f"{path}:{reader.line_num}", f"is not valid CSV ({error})") from None
         except UnicodeDecodeError:
-            raise InputError(f"{path}:{reader.line_num + 1}", "is not UTF-8 text") from None
+            raise InputError(path, "is not UTF-8 text") from None  # it is decoded ahead of the reader
 
 
 def _are_whole(cells: Sequence[str]) -> bool:

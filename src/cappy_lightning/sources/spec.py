@@ -54,6 +54,7 @@ class Sources:
     def __init__(self, arguments: Sequence[str], shard: Shard | None = None, *, labelled: bool = True) -> None:
         self._shard = shard or Shard()
         self._path = path = arguments[0]
+        self._read = [path, *(one for one in arguments[1:] if one.endswith((".yaml", ".yml")))]
         self._repeated = 0
         if path.endswith((".yaml", ".yml")):
             self._config = merge(SourcesConfig, arguments)
@@ -128,7 +129,7 @@ class Sources:
         found = [self._config.templates]
         for one in self._config.sources:
             found += [*one.files, one.templates, one.dataset]
-        return [self._path, *(place for place in found if place)]
+        return [*self._read, *(place for place in found if place)]
 
     @property
     def partial(self) -> bool:
@@ -292,12 +293,13 @@ class _Source:
             labels.add(value)
             if len(labels) > MOST_CLASSES:
                 raise InputError(where, f"is the {MOST_CLASSES + 1}th different label, expected at most {MOST_CLASSES}")
-        if len(labels) < 2:
-            raise InputError(self._where, f"has {len(labels)} different labels, expected at least two classes")
+        names = {str(one) for one in labels}
+        if len(names) < 2:
+            raise InputError(self._where, f"has {len(names)} different labels, expected at least two classes")
         numbers = all(isinstance(one, int) for one in labels)
         if numbers:
             self.notes.append(f"{self._where}: the labels are numbers; `choices` in a sources file can name them")
-        classes = [str(one) for one in sorted(labels, key=int if numbers else str)]
+        classes = sorted(names, key=int if numbers else None)
         if self._classes_by_task.setdefault(self.dataset, classes) != classes:
             raise InputError(
                 self._where,

@@ -100,7 +100,7 @@ class Columns:
         low, high = self.score_range
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = low - 1
         if not low <= number <= high:
             raise InputError(where, f"score is {value!r}, expected a number from {low:g} to {high:g}")
