@@ -87,7 +87,7 @@ def averages(values: dict[str, list[Floats]], counts: Sequence[int]) -> dict[str
 def chart(found: dict[str, Any], best: str, tasks: int, examples: Sequence[int]) -> Figure:
     """Both curves with their intervals, between random and oracle."""
     counts = (0, *examples)
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4), layout="constrained")
     axis = figure.subplots()
     for start, color in (("pretrained", "tab:blue"), ("bare", "tab:orange")):
         own = [found[f"{start} {count}"] for count in counts]
@@ -101,7 +101,7 @@ def chart(found: dict[str, Any], best: str, tasks: int, examples: Sequence[int])
     axis.set_xticks(range(len(counts)), ["zero-shot", *map(str, examples)])
     axis.set(xlabel="training examples", ylabel="Rouge-L x 100", title=f"Mean over {tasks} held-out tasks")
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, loc="lower right")
+    figure.legend(frameon=False, loc="outside right center")  # lines go through everywhere inside
     return figure
 
 
