@@ -125,6 +125,9 @@ def test_pools_of_one_row_or_one_instruction_are_in_one_fold() -> None:
     pools = [Pool(Example("t", identity, text), ()) for identity, text in examples]
     held = [[pool.example.instruction for pool in held_out(pools, fold, 2)] for fold in range(2)]
     assert held == [["a", "a", "A", "c"], ["b", "B", "d"]]
+    joined = [("1", "x"), ("2", "y"), ("1", "y"), ("3", "z"), ("2", "x")]
+    pools = [Pool(Example("t", identity, text), ()) for identity, text in joined]
+    assert [len(held_out(pools, fold, 2)) for fold in range(2)] == [4, 1]
 
 
 def test_it_needs_pools(cappy: Run, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Cross-fitting: logits of training examples from scorers that have not seen them, and the fusion fitted on those."""
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -43,21 +42,32 @@ def held_out(pools: Sequence[Pool], fold: int, count: int) -> list[Pool]:
 
 
 def groups(pools: Sequence[Pool]) -> list[int]:
-    """The group of each pool, numbered from 0: those of a group are in one fold.
+    """The group of each pool, numbered in the order of the first of each: those of a group are in one fold.
 
     Pools of one row, by several templates, or with the same instruction: a scorer would know the references of an
     example that counts as unseen. There can be as many folds as groups.
     """
+    joined: list[int] = []  # each group's own number, or that of one that it was found to be a part of
     known: dict[tuple[str, str], int] = {}
     found: list[int] = []
-    new = itertools.count()
+
+    def whole(group: int) -> int:
+        while joined[group] != group:
+            group = joined[group]
+        return group
+
     for pool in pools:
         keys = ("id", pool.example.id), ("instruction", pool.example.instruction)
-        group = next((known[key] for key in keys if key in known), None)
-        group = next(new) if group is None else group
-        known |= dict.fromkeys(keys, group)
-        found.append(group)
-    return found
+        own = sorted({whole(known[key]) for key in keys if key in known})
+        if not own:
+            own = [len(joined)]
+            joined.append(own[0])
+        for other in own[1:]:
+            joined[other] = own[0]
+        known |= dict.fromkeys(keys, own[0])
+        found.append(own[0])
+    numbers: dict[int, int] = {}
+    return [numbers.setdefault(whole(group), len(numbers)) for group in found]
 
 
 def _with_split(pools: Sequence[Pool], fold: int, count: int) -> list[Pool]:

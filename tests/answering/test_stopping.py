@@ -10,7 +10,7 @@ from conftest import QUICKSTART_POOL
 
 from cappy_lightning import Cappy
 from cappy_lightning.answering.stopping import NOTHING, ScoredAnswer, StoppingBackbone, enough, plan_rounds, until_sure
-from cappy_lightning.backbones.backbone import ONLY_EMPTY, Answer, Request
+from cappy_lightning.backbones.backbone import LACKING, ONLY_EMPTY, Answer, Request
 from cappy_lightning.backbones.decoding import Decoding
 from cappy_lightning.backbones.recorded import RecordedBackbone
 from cappy_lightning.config import AnswerConfig
@@ -134,6 +134,8 @@ def test_budgets_refusals_and_empty_answers(scorer: Cappy) -> None:
     logits = tuple(scorer.logits([("Say something", "b")]).tolist())
     assert scored == ScoredAnswer(said("b").candidates, 16, 3, empty=2, logits=logits)
     assert answers(unlimited, empty, empty, empty)[0] == Answer((), 9, 3, empty=3, problem=ONLY_EMPTY)
+    # Nor is it one that a recording has left out.
+    assert answers(unlimited, Answer((), problem=LACKING), said("b"), empty)[0].candidates == said("b").candidates
 
 
 def test_an_answer_is_given_as_soon_as_it_and_those_before_it_are_done(scorer: Cappy) -> None:

@@ -157,6 +157,7 @@ def test_shots_are_of_the_task_and_never_the_example_itself() -> None:
         assert prompt.count(example.instruction) == 1
         assert prompt.count("Question: ") == (3 if example in shots["colors"] else 4)
     assert shown.references[0] not in prompter.prompt(shown).split()
+    assert prompter.prompt(replace(shown, id="another")) == prompter.prompt(shown)
 
 
 def test_examples_with_choices_are_pools_already_and_not_asked(

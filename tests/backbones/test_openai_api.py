@@ -17,6 +17,7 @@ from cappy_lightning.backbones.embedded import embedded_server
 from cappy_lightning.backbones.generate import left_out_path, made_by_path, record_pools
 from cappy_lightning.backbones.openai_api import OpenAIBackbone
 from cappy_lightning.backbones.prompts import PLAIN_TEMPLATE
+from cappy_lightning.backbones.survey import fingerprint
 from cappy_lightning.config import BackboneConfig
 from cappy_lightning.errors import InputError
 from cappy_lightning.records import Example
@@ -173,6 +174,59 @@ def test_examples_that_the_endpoint_cannot_serve_are_left_out_with_the_reason(
     (line,) = left_out_path(tmp_path / "pool.jsonl").read_text().splitlines()
     assert (json.loads(line)["problem"], json.loads(line)["example"]["id"]) == ("too long", "3")
     assert "left out without an answer: 1 example," in capsys.readouterr().err
+
+
+def test_of_many_in_a_row_it_is_asked_whether_the_examples_or_the_endpoint_are_to_blame(tmp_path: Path) -> None:
+    fine, served = EXAMPLES[:2], True
+
+    def fault(number: int, body: dict[str, Any]) -> Any:
+        probe = body["max_tokens"] == 1
+        if probe or (served and (any(_asks(body, e) for e in fine) or _asks(body, EXAMPLES[-1]))):
+            return 200, {"choices": [{"index": 0, "text": "a"}]}
+        return 400, {"error": {"message": "too long"}}
+
+    plain = replace(SETTINGS, shots=0, concurrency=1)
+    with running_proxy("", fault) as (url, _):
+        assert [pool.example for pool in record(replace(plain, url=url), tmp_path / "a.jsonl")] == [*fine, EXAMPLES[-1]]
+        assert len(left_out_path(tmp_path / "a.jsonl").read_text().splitlines()) == 9
+        assert len(record(replace(plain, url=url), tmp_path / "b.jsonl", fine)) == 2
+        fine = []  # from now on the endpoint refuses all but the last
+        with pytest.raises(InputError, match="8 examples one after the other have no answer"):
+            record(replace(plain, url=url), tmp_path / "c.jsonl")
+        served = False
+        choices = [Example("kind", str(n), f"kind of {n}?", choices=("a", "b"), label=n % 2) for n in range(12)]
+        mixed = [one for pair in zip(EXAMPLES, choices, strict=True) for one in pair]
+        with pytest.raises(InputError, match="8 examples one after the other have no answer"):
+            record(replace(plain, url=url), tmp_path / "d.jsonl", mixed)
+        assert len((tmp_path / "d.jsonl.partial").read_text().splitlines()) == 1
+
+
+def test_an_endpoint_with_a_limit_of_answers_and_half_of_a_character(tmp_path: Path) -> None:
+    def fault(number: int, body: dict[str, Any]) -> Any:
+        if body["n"] > 2:
+            return 400, {"error": {"message": "n_cmpl: Value must be between 1 and 2"}}
+        return 200, {"choices": [{"index": i, "text": f"a {number} {i} \ud83d"} for i in range(body["n"])]}
+
+    config = replace(SETTINGS, shots=0, decodings=DECODINGS | {"greedy": 0, "sampling": 7})
+    with running_proxy("", fault) as (url, proxy):
+        pools = record(replace(config, url=url), tmp_path / "pool.jsonl", EXAMPLES[:3])
+    assert [len({one.response for one in pool.candidates}) for pool in pools] == [7, 7, 7]
+    assert all(one.response.endswith(" ?") for pool in pools for one in pool.candidates)
+    assert {body["n"] for body in proxy.seen[-3:]} <= {1, 2}
+
+
+def test_without_a_model_the_address_tells_one_llm_from_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = (replace(SETTINGS, url=f"http://localhost:{port}") for port in (1, 2))
+    assert fingerprint("", one) != fingerprint("", other)
+    assert fingerprint("", replace(one, model="m")) == fingerprint("", replace(other, model="m"))
+    bare = fingerprint("", SETTINGS)
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:3/v1")
+    assert fingerprint("", SETTINGS) != bare
+
+
+def test_a_password_in_the_environments_address_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://me:sEcReT@127.0.0.1:9/v1")
+    assert refusal(SETTINGS) == "$OPENAI_BASE_URL: holds a name or a password, expected the key in $OPENAI_API_KEY"
 
 
 def test_when_nothing_can_be_served_the_recording_ends_and_can_go_on(tmp_path: Path) -> None:

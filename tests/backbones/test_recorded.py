@@ -66,6 +66,24 @@ def test_recorded_candidates_answer_the_same_instructions(
     assert (left_out["problem"], left_out["example"]["id"]) == ("no recorded pool has this instruction", "2")
 
 
+def test_pools_that_have_changed_are_other_pools_and_may_be_in_parts(tmp_path: Path) -> None:
+    folder, out = tmp_path / "parts", tmp_path / "out.jsonl"
+    folder.mkdir()
+    for number, example in enumerate(EXAMPLES[:2]):
+        row = Pool(example, (Candidate("old", "sampling"),)).to_row()
+        (folder / f"part-{number}-of-2.jsonl").write_text(json.dumps(row) + "\n")
+    config = BackboneConfig(kind="recorded", pools=[str(folder)], decodings=NONE | {"sampling": 1})
+    for _ in range(2):
+        record_pools(lambda: EXAMPLES[:2], config, out)
+    assert [pool.candidates[0].response for pool in read_labelled_pools([out])] == ["old", "old"]
+    part = folder / "part-1-of-2.jsonl"
+    part.write_text(part.read_text().replace("old", "new"))
+    with pytest.raises(InputError, match="exists already"):
+        record_pools(lambda: EXAMPLES[:2], config, out)
+    record_pools(lambda: EXAMPLES[:2], config, tmp_path / "anew.jsonl")
+    assert [pool.candidates[0].response for pool in read_labelled_pools([tmp_path / "anew.jsonl"])] == ["old", "new"]
+
+
 def test_a_file_without_any_wanted_decoding_is_refused(reference_file: Path, tmp_path: Path) -> None:
     config = BackboneConfig(kind="recorded", pools=[str(reference_file)], decodings=NONE | {"sampling": 0, "greedy": 1})
     with pytest.raises(InputError, match=r"backbone.decodings: the backbone can do none of them"):

@@ -171,6 +171,9 @@ def test_what_a_scorer_cannot_judge_is_passed_on(cappy_scorer: Cappy, llm: str) 
         (seen,) = proxy.seen
         assert (seen["tools"], seen["temperature"]) == ([tool], 0.3)
         assert "n" not in seen
+        several = json.dumps({"model": "m", "prompt": ["a", "b"], "n": 9, "max_tokens": 1}).encode()
+        assert "cappy" not in post(f"{url}/v1/completions", several)[1]
+        assert proxy.seen.pop()["n"] == 9
         parts = list(chat(url, tools=[tool], stream=True))
         assert parts[-1].choices[0].finish_reason
 
@@ -182,6 +185,21 @@ def test_other_keys_of_the_client_reach_the_upstream(cappy_scorer: Cappy, llm: s
             assert (body["presence_penalty"], body["user"], body["min_p"], body["model"]) == (0.5, "me", 0.1, "any")
             assert "stream" not in body
         assert proxy.keys == ["Bearer none"] * 2
+
+
+def test_the_whole_distribution_is_asked_for_where_that_can_be_said(cappy_scorer: Cappy, llm: str) -> None:
+    refused = (400, {"error": {"message": "Unrecognized request argument supplied: top_k"}})
+    with (
+        running_proxy(llm, lambda _, body: refused if "top_k" in body else None) as (upstream, proxy),
+        running_service(cappy_scorer, upstream) as (url, _),
+    ):
+        assert chat(url).cappy["samples"] == 5
+        tried = [body for body in proxy.seen if "top_k" in body]
+        assert {(body["top_k"], body["min_p"]) for body in tried} == {(0, 0.0)}
+        assert 0 < len(tried) <= 2
+        before = len(proxy.seen)
+        assert chat(url).cappy["samples"] == 5
+        assert len(proxy.seen) == before + 2  # it is not tried again
 
 
 def test_an_upstream_that_gives_one_answer_at_a_time(cappy_scorer: Cappy, llm: str) -> None:

@@ -1,5 +1,6 @@
 """Scripts and what is read from the command line for them, without a cluster."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,41 @@ def test_a_dry_run_prints_the_script_and_touches_nothing(cappy: Run, tmp_path: P
     assert not run.exists()
 
 
+def test_no_name_or_folder_is_taken_for_something_else(cappy: Run, tmp_path: Path) -> None:
+    out = tmp_path / "a #run of 100%" / "pool.jsonl"
+    (tmp_path / "examples.jsonl").write_text('{"task": "t", "instruction": "i", "references": ["r"]}\n')
+    done = cappy("submit", "generate", tmp_path / "examples.jsonl", "-o", out, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    folder = str(out).replace("%", "%%")
+    assert f"#SBATCH --output='{folder}.slurm/%j.log'" in done.stdout.splitlines()
+    done = cappy("submit", "conf/quickstart.yaml", f"run_dir={tmp_path / 'run'}", r'name="a\ntouch x"', "--dry-run")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1].endswith("expected a text without line breaks")
+
+
+def test_a_name_on_the_hub_can_be_exported(cappy: Run, tmp_path: Path) -> None:
+    words = ("-o", tmp_path / "out", "--as", "onnx", "--dry-run")
+    assert cappy("submit", "export", "someone/scorer", *words).returncode == 0
+    done = cappy("submit", "export", tmp_path / "missing", *words)
+    assert (done.returncode, "missing: does not exist" in done.stderr) == (2, True)
+
+
+def test_without_squeue_nobody_knows_what_a_job_does(
+    cappy: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = {"job": "7", "name": "mine", "submitted": "2026-01-01T00:00:00", "after": None, "parts": 4}
+    folder = tmp_path / "out.slurm"
+    folder.mkdir()
+    (folder / "jobs.jsonl").write_text(json.dumps(entry) + "\n")
+    monkeypatch.setenv("PATH", "/nowhere")
+    (row,) = json.loads(cappy("jobs", tmp_path, "--json").stdout)
+    assert (row["state"], row["note"]) == ("unknown", "there is no squeue on this machine to ask")
+    ends = [{"job": "7", "task": str(task), "restarts": 0, "code": 0} for task in range(4)]  # of a benchmark's tasks
+    (folder / "exits.jsonl").write_text("".join(json.dumps(end) + "\n" for end in ends))
+    (row,) = json.loads(cappy("jobs", tmp_path, "--json").stdout)
+    assert (row["state"], row["step"], row["total_steps"]) == ("finished", 4, 4)
+
+
 def test_a_benchmark_with_an_unknown_key_is_not_submitted(cappy: Run, tmp_path: Path) -> None:
     words = ("evaluate", "bigbench", "conf/bigbench.yaml", "trainer.epoch=3", "--tasks", "tense", "slurm.array=0-1")
     done = cappy("submit", *words, "-o", tmp_path / "out", "--dry-run")
@@ -51,6 +87,7 @@ def test_a_benchmark_with_an_unknown_key_is_not_submitted(cappy: Run, tmp_path: 
 
 
 def test_files_of_other_programs_are_no_jobs(cappy: Run, tmp_path: Path) -> None:
-    (tmp_path / "jobs.jsonl").write_text('{"title": "gardener"}\n')
-    done = cappy("jobs", tmp_path, "--json")
-    assert (done.returncode, done.stdout.strip()) == (0, "[]")
+    for other in ('{"title": "gardener"}', "[1, 2]", "no JSON"):
+        (tmp_path / "jobs.jsonl").write_text(other + "\n")
+        done = cappy("jobs", tmp_path, "--json")
+        assert (done.returncode, done.stdout.strip()) == (0, "[]")

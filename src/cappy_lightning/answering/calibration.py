@@ -1,7 +1,8 @@
 """Thresholds of answering, chosen on pools with references: when to stop sampling, and when to abstain.
 
 The pools say what sampling one by one would have given. Their decodings contribute in turns, as they do in answering;
-the candidates of one decoding, which are draws from the same distribution, come in several random orders.
+the candidates of one decoding, which are draws from the same distribution, come in several random orders. (Those of
+beam search come together in answering; here they are counted one by one, and that is said.)
 
 - `stop` is the score that needs the fewest candidates among those with which the selected ones have, on average, at
   least a given share of the reward that selecting among all candidates has.
@@ -221,6 +222,8 @@ def calibrate(
     Raises:
         InputError: the precision cannot be reached.
     """
+    if any(candidate.decoding.startswith("beam_") for pool in pools for candidate in pool.candidates):
+        say("warning: candidates of beam search are counted one by one; in answering they come together")
     measure, choices = open_measure(config.label.score, config.label.tokenizer), are_choices(pools)
     sampled = sample(cappy, pools, rewards(pools, measure), config.answer.step)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
-from cappy_lightning.backbones.backbone import ONLY_EMPTY, Answer, Backbone, Request
+from cappy_lightning.backbones.backbone import LACKING, ONLY_EMPTY, Answer, Backbone, Request
 from cappy_lightning.backbones.decoding import Decoding
 from cappy_lightning.config import AnswerConfig
 from cappy_lightning.errors import InputError
@@ -109,7 +109,7 @@ class _Draft:
         self.input_tokens += answer.input_tokens
         self.output_tokens += answer.output_tokens
         self.empty += answer.empty
-        if answer.problem != ONLY_EMPTY:
+        if answer.problem not in (ONLY_EMPTY, LACKING):
             self.refused = answer.problem
 
     def answer(self) -> Answer:

@@ -12,6 +12,8 @@ from cappy_lightning.records import Candidate, Example
 
 #: Why an example may have no candidate.
 ONLY_EMPTY = "the LLM gave only empty answers"
+#: The same of a recording, which holds no empty answers.
+LACKING = "its recorded pool has no such candidates"
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,13 @@ class CutAnswers:
 
 
 def candidate(response: str, decoding: Decoding, log_likelihoods: Sequence[float | None]) -> Candidate:
-    """A candidate from its text and the log-probabilities of its tokens, if all are known."""
+    """A candidate from its text and the log-probabilities of its tokens, if all are known.
+
+    Half of a surrogate pair, which an endpoint may cut an answer to, becomes a question mark.
+    """
+    response = response.strip().encode(errors="replace").decode()
     values = [value for value in log_likelihoods if value is not None and math.isfinite(value)]
     if not values or len(values) != len(log_likelihoods):
-        return Candidate(response.strip(), decoding.name)
+        return Candidate(response, decoding.name)
     total = sum(values)
-    return Candidate(response.strip(), decoding.name, round(total, 4), round(total / len(values), 4))
+    return Candidate(response, decoding.name, round(total, 4), round(total / len(values), 4))

@@ -23,7 +23,7 @@ class Decoding:
     skip: int = 0
 
     def seed_text(self, seed: int, example_id: str) -> str:
-        """What the seed of an example's candidates is made of: the same whatever else is asked."""
+        """What the seed of an example's candidates is made of; a model in this process has one for each group."""
         later = f" {self.skip}" if self.skip else ""
         return f"{seed} {example_id} {self.name}{later}"
 

@@ -76,7 +76,8 @@ def record_pools(
     """Let the backbone answer every example, and write the pools to `out` in the order of the examples.
 
     Examples with choices are pools of these already, and are not asked. Memory holds the requests under
-    way, however many examples there are. Seeds depend on the example alone. Beside `out`, a small JSON says how
+    way, however many examples there are. Seeds depend on the example alone, those of a model in this process on
+    the group that it answers together. Beside `out`, a small JSON says how
     it was made, with what the prompts of each task begin with, which stands there once instead of in every pool.
 
     Args:
@@ -183,8 +184,9 @@ class _Recorder:
         self._config, self._recording = config, recording
         #: Examples on their way, in order, each with its place.
         self._queue: deque[tuple[int, Example]] = deque()
-        #: Refusals one after the other, not yet in the recording.
-        self._refused: list[tuple[Example, Answer]] = []
+        #: Refusals one after the other, with the examples with choices between them; not yet in the recording.
+        self._held: list[tuple[Example, Answer]] = []
+        self._refused = 0
         self._spent: str | None = None
 
     def run(self, backbone: Backbone | None, decodings: Sequence[Decoding]) -> None:
@@ -201,6 +203,12 @@ class _Recorder:
                 place, example = self._queue.popleft()
                 if place >= done:
                     self._take(example, answer)
+                    if self._refused == _PATIENCE and self._config.kind != "recorded":  # there no failure of an LLM
+                        assert backbone is not None
+                        if not self._still_answers(backbone, decodings):
+                            problem = f"{_PATIENCE} examples one after the other have no answer ({answer.problem})"
+                            raise InputError("backbone", problem)
+                        self._write_held()
                 self._pass_choices()
                 asked = self._recording.count - self._recording.passed
                 ticker.advance(asked - ticker.done, info=usage(self._recording, self._config))
@@ -214,8 +222,8 @@ class _Recorder:
                 " continues",
             )
         if self._refused and not self._recording.answered:
-            raise InputError("backbone", f"no example has an answer ({self._refused[0][1].problem})")
-        self._keep_refused()
+            raise InputError("backbone", f"no example has an answer ({self._held[0][1].problem})")
+        self._write_held()
 
     def _requests(self, group: int) -> Iterator[Request]:
         # What answers in groups gets the same groups as without an interruption.
@@ -241,25 +249,29 @@ class _Recorder:
         """Record the examples with choices that wait for no answer before them."""
         while self._queue and self._queue[0][1].choices:
             _, example = self._queue.popleft()
-            self._keep_refused()
-            self._recording.write(example, Answer(Pool.of_example(example).candidates))
+            self._held.append((example, Answer(Pool.of_example(example).candidates)))
+            if not self._refused:
+                self._write_held()
 
     def _take(self, example: Example, answer: Answer) -> None:
-        if not answer.problem:
-            self._keep_refused()
-            self._recording.write(example, answer)
-            return
-        self._refused.append((example, answer))
-        if self._config.kind == "recorded":  # lacking pools are no failure
-            if self._recording.answered:
-                self._keep_refused()
-        elif len(self._refused) == _PATIENCE:
-            raise InputError("backbone", f"{_PATIENCE} examples one after the other have no answer ({answer.problem})")
+        self._held.append((example, answer))
+        self._refused += bool(answer.problem)
+        if not answer.problem or (self._config.kind == "recorded" and self._recording.answered):
+            self._write_held()
 
-    def _keep_refused(self) -> None:
-        for example, answer in self._refused:
+    def _still_answers(self, backbone: Backbone, decodings: Sequence[Decoding]) -> bool:
+        """Whether the LLM answers what it has answered before: then it is the examples that have no answer."""
+        for row in self._recording.rows():
+            if "choices" not in row.get("pool", {"choices": ()}):
+                example = Pool.from_row(row["pool"], "the recording", labelled=False).example
+                (answer,) = backbone.answer(iter([Request(example, self._prompter.prompt(example))]), decodings)
+                return not answer.problem
+        return False
+
+    def _write_held(self) -> None:
+        for example, answer in self._held:
             self._recording.write(example, answer)
-        self._refused = []
+        self._held, self._refused = [], 0
 
 
 def _publish(

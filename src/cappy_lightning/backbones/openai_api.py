@@ -59,6 +59,8 @@ class OpenAIBackbone:
         self._model = config.model or "default"
         self._given_up: set[str] = set()
         self._length = "max_tokens"
+        #: Answers that are asked for in one request at most, where the endpoint has a limit.
+        self._most: int | None = None
         self._limit = asyncio.Semaphore(config.concurrency)
         self._cut_answers = CutAnswers(config.max_tokens)
         self._client = open_client(config, local)
@@ -150,7 +152,14 @@ class OpenAIBackbone:
         found: list[Candidate] = []
         missing, input_tokens, output_tokens, round_ = decoding.n, 0, 0, 0
         while missing > 0:
-            choices, usage = await self._request(prompt, decoding, missing, _seed(f"{seed} {round_}"))
+            asked = min(missing, self._most or missing)
+            try:
+                choices, usage = await self._request(prompt, decoding, asked, _seed(f"{seed} {round_}"))
+            except _UNFIT as refusal:
+                if asked == 1 or not re.search(r"\bn(_cmpl)?\b", _said(refusal)):
+                    raise
+                self._most = min(self._most or asked, asked) // 2 or 1  # it has a limit, which it seldom tells
+                continue
             found += choices[:missing]
             missing, round_ = missing - len(choices), round_ + 1
             input_tokens += usage[0]
@@ -261,7 +270,7 @@ def open_client(config: BackboneConfig, local: str | None = None) -> openai.Asyn
     url = local or config.url
     key = environment_key(KEY_VARIABLE) if local is None else None
     try:
-        return openai.AsyncOpenAI(
+        client = openai.AsyncOpenAI(
             api_key=key or "none",  # the package insists on one, local servers do not
             base_url=_with_version(url) if url else None,
             timeout=config.timeout,
@@ -270,6 +279,9 @@ def open_client(config: BackboneConfig, local: str | None = None) -> openai.Asyn
         )
     except Exception as error:  # the URL is all that can be wrong, in ways that the HTTP package names
         raise InputError("backbone.url", f"is '{url}', which is no URL ({error})") from None
+    if client.base_url.userinfo:  # the config's own is refused before, that of the environment is not
+        raise InputError("$OPENAI_BASE_URL", f"holds a name or a password, expected the key in ${KEY_VARIABLE}")
+    return client
 
 
 def environment_key(variable: str) -> str | None:

@@ -20,7 +20,7 @@ class Prompter:
 
     A plain prompt is the template filled for each shot, followed by its first reference and an empty line,
     then the template filled for the example. In a chat the shots are earlier turns. An example that is a
-    shot itself is asked without that one.
+    shot itself, or has the same instruction, is asked without that one.
 
     Args:
         config: the section `backbone`.
@@ -42,7 +42,7 @@ class Prompter:
     def prompt(self, example: Example) -> Prompt:
         """The prompt that asks for a response to the example."""
         shots = self._shots.get(example.task, ())
-        others = [shot for shot in shots if shot.id != example.id]
+        others = [shot for shot in shots if shot.id != example.id and shot.instruction != example.instruction]
         prefix = self.prefixes[example.task] if shots and len(others) == len(shots) else self._prefix(others)
         return prefix + self._fill(example) if isinstance(prefix, str) else [*prefix, self._user(example)]
 

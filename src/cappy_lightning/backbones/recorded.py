@@ -2,10 +2,11 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
-from cappy_lightning.backbones.backbone import Answer, Request
+from cappy_lightning.backbones.backbone import LACKING, Answer, Request
 from cappy_lightning.backbones.decoding import Decoding
-from cappy_lightning.files import open_input, parse_line
+from cappy_lightning.files import find_parts, open_input, parse_line
 from cappy_lightning.records import Candidate
 from cappy_lightning.sources.jsonl import pool_from_row
 
@@ -16,7 +17,7 @@ class RecordedBackbone:
     Memory holds a small entry for each pool, not its candidates.
 
     Args:
-        paths: the pool files, in any form that `read_pools` takes; of equal instructions the first counts.
+        paths: pool files, or folders of parts of one; of equal instructions the first counts.
 
     Raises:
         InputError: a file that cannot be read, or a line that is no pool.
@@ -28,7 +29,9 @@ class RecordedBackbone:
         self._places: dict[bytes, tuple[str, int, int]] = {}
         self._decodings: set[str] = set()
         for path in paths:
-            self._index(path)
+            parts = find_parts(Path(path), ".jsonl") if Path(path).is_dir() else []
+            for file in map(str, parts) if parts else [path]:
+                self._index(file)
 
     def _index(self, path: str) -> None:
         offset = 0
@@ -61,7 +64,7 @@ class RecordedBackbone:
             for decoding in decodings:
                 own = [one for one in recorded if one.decoding == decoding.name]
                 chosen += own[decoding.skip : decoding.skip + decoding.n]
-            yield Answer(tuple(chosen), problem=None if chosen else "its recorded pool has no such candidates")
+            yield Answer(tuple(chosen), problem=None if chosen else LACKING)
 
 
 def _key(instruction: str) -> bytes:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import Any
 from cappy_lightning.backbones.embedded import MODEL_NAME
 from cappy_lightning.backbones.prompts import eligible, resolved_template, stops
 from cappy_lightning.config import BackboneConfig
-from cappy_lightning.files import to_line
+from cappy_lightning.files import hashes, to_line
 from cappy_lightning.records import Example
 
 #: The keys that say how to reach the backbone and not what it is asked: they may differ when a recording goes on.
@@ -60,7 +61,11 @@ def settings(config: BackboneConfig) -> dict[str, Any]:
     apart = _REACHING if config.kind == "transformers" else (*_REACHING, *_TRANSFORMERS)
     known = {name: value for name, value in vars(config).items() if name not in apart}
     model = MODEL_NAME if config.kind == "embedded" else config.model
-    resolved = {"template": resolved_template(config), "stop": stops(config)}
+    resolved: dict[str, Any] = {"template": resolved_template(config), "stop": stops(config)}
+    if config.kind == "recorded":
+        resolved["pools_sha256"] = list(hashes(config.pools).values())
+    if config.kind == "openai" and not config.model:  # then the address is all that tells one LLM from another
+        resolved["endpoint"] = config.url or os.environ.get("OPENAI_BASE_URL")
     return known | {"decodings": dict(config.decodings), "model": model} | resolved
 
 

@@ -152,6 +152,10 @@ def calibrate(options: argparse.Namespace) -> int:
     cappy = open_cappy(options, config.select.by)
     result = find_thresholds(cappy, pools, config, options.keep, options.precision)
     asked = ["--keep", f"{options.keep:g}"] + (["--precision", f"{options.precision:g}"] if options.precision else [])
+    for adapter in options.adapter or ():
+        asked += ["--adapter", adapter]
+    for name in ("activation", "dtype"):
+        asked += [f"--{name}", getattr(options, name)] if getattr(options, name) else []
     command = ["cappy", "calibrate", options.source, "--scorer", options.scorer, *asked, *options.config]
     text = f"# {shlex.join(command)}\n{overlay(result, config.select.by)}"
     if options.out == "-":
@@ -161,7 +165,8 @@ def calibrate(options: argparse.Namespace) -> int:
     if options.report:
         write_json(Path(options.report), result)
     if options.html:
-        write_page(calibration_page(result, f"{options.source}: {options.scorer}"), Path(options.html))
+        scorer = " ".join([options.scorer, *(options.adapter or ())])
+        write_page(calibration_page(result, f"{options.source}: {scorer}"), Path(options.html))
     _show(options, lambda screen: print_table(calibration_table(result), screen))
     return 0
 

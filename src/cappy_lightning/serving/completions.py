@@ -116,14 +116,14 @@ class Completions:
         _check_asked(body, chat)
         if any(body.get(name) for name in NOT_JUDGED):
             return None
-        wanted = 1 if body.get("n") is None else body["n"]
-        if isinstance(wanted, bool) or not isinstance(wanted, int) or not 1 <= wanted <= self._most:
-            raise invalid("n", f"is {json.dumps(wanted)[:40]}, expected 1 to {self._most}")
         instruction = body.get("instruction")
         if instruction is None:
             instruction = _last_message(body["messages"]) if chat else _prompt(body["prompt"])
             if instruction is None:
                 return None
+        wanted = 1 if body.get("n") is None else body["n"]
+        if isinstance(wanted, bool) or not isinstance(wanted, int) or not 1 <= wanted <= self._most:
+            raise invalid("n", f"is {json.dumps(wanted)[:40]}, expected 1 to {self._most}")
         return Question(body, checked_text(instruction, "instruction"), wanted, task)
 
     async def answer(self, path: str, question: Question) -> Body:

@@ -24,6 +24,9 @@ HANDED_ON = ("retry-after", "retry-after-ms", "x-should-retry")
 #: Keys of a body that are the service's own, and never sent on.
 OWN = ("instruction",)
 
+#: Not in OpenAI's own API; without them llama.cpp and vLLM apply defaults of their own.
+WHOLE: Body = {"top_k": 0, "min_p": 0.0}
+
 #: Status, headers and bytes of an answer.
 Forwarded = tuple[int, Mapping[str, str], AsyncIterator[bytes]]
 
@@ -60,6 +63,8 @@ class Upstream:
         self.address = str(client.base_url)
         self._limit = asyncio.Semaphore(concurrency)
         self._one_at_a_time = False
+        #: Whether requests go without `WHOLE`.
+        self._plain = False
 
     async def sample(self, path: str, body: Body, decoding: Decoding) -> list[Reply]:
         """The choices of a decoding, in several replies where the upstream gives fewer at once.
@@ -87,20 +92,31 @@ class Upstream:
         refused = False
         if not self._one_at_a_time or decoding.n == 1:
             try:
-                replies.append(await self.ask(path, seeded(0) | {"n": decoding.n}))
+                replies.append(await self._whole(path, seeded(0) | {"n": decoding.n}))
             except Refusal as refusal:
-                refused = decoding.n > 1 and refusal.status in (400, 422) and bool(re.search(r"\bn\b", str(refusal)))
+                refused = decoding.n > 1 and _is_about(refusal, "n", "n_cmpl")
                 if not refused:
                     raise
         given = sum(len(reply.choices) for reply in replies)
         if given < decoding.n:
             places = range(given, decoding.n)
-            found = await all_that_come(self.ask(path, seeded(place) | {"n": 1}) for place in places)
+            found = await all_that_come(self._whole(path, seeded(place) | {"n": 1}) for place in places)
             replies += [one for one in found if isinstance(one, Reply)]
             if not replies:
                 raise next(one for one in found if isinstance(one, Refusal))
             self._one_at_a_time = self._one_at_a_time or refused or given == 1
         return replies
+
+    async def _whole(self, path: str, body: Body) -> Reply:
+        """A reply drawn from all of the distribution, unless the body says otherwise."""
+        plain = self._plain
+        try:
+            return await self.ask(path, body if plain else WHOLE | body)
+        except Refusal as refusal:
+            if plain or not _is_about(refusal, *WHOLE):
+                raise
+        self._plain = True
+        return await self.ask(path, body)
 
     async def ask(self, path: str, body: Body, model: str | None = None) -> Reply:
         """One reply; of another model than usual, where one is named.
@@ -181,6 +197,11 @@ async def all_that_come(work: Iterable[Coroutine[Any, Any, T]]) -> list[T | Refu
         if isinstance(one, BaseException) and not isinstance(one, Refusal):
             raise one
     return found  # type: ignore[return-value]  # mypy does not see what was raised
+
+
+def _is_about(refusal: Refusal, *keys: str) -> bool:
+    """Whether a request is refused for one of its keys."""
+    return refusal.status in (400, 422) and bool(re.search(rf"\b({'|'.join(keys)})\b", str(refusal)))
 
 
 def _read(text: str) -> Any:

@@ -9,6 +9,7 @@ from cappy_lightning.data.locations import is_url
 from cappy_lightning.data.shards import find_directories
 from cappy_lightning.errors import InputError
 from cappy_lightning.progress import say
+from cappy_lightning.scorer.places import check_places
 from cappy_lightning.slurm.script import seconds
 from cappy_lightning.sources.bigbench import cached_path
 
@@ -32,9 +33,11 @@ def _is_made(path: str, made: Sequence[Path]) -> bool:
     return any(whole == one or one in whole.parents for one in made)
 
 
-def expect(source: str, made: Sequence[Path]) -> None:
-    """What a command reads must be there, unless it is a URL, or a command before makes it."""
-    if not is_url(source) and not Path(source).exists() and not _is_made(source, made):
+def expect(source: str, made: Sequence[Path], *, hub: bool = False) -> None:
+    """What a command reads must be there, unless it is a URL, a name on the hub, or a command before makes it."""
+    if hub and not _is_made(source, made):
+        check_places(source)
+    elif not is_url(source) and not Path(source).exists() and not _is_made(source, made):
         raise InputError(source, "does not exist, and no command before it makes it")
 
 

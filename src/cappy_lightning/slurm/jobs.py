@@ -1,5 +1,6 @@
 """`cappy jobs`: what has become of submitted jobs, from their directories and squeue."""
 
+import contextlib
 import re
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -33,12 +34,15 @@ def find_jobs(folders: Sequence[Path]) -> list[dict[str, Any]]:
             raise InputError(folder, "is no folder, expected one with jobs in it or below")
     levels = ["", "*/", "*/*/", "*/*/*/"]
     files = {path.resolve() for folder in folders for level in levels for path in folder.glob(f"{level}{JOBS}")}
-    # Other programs may have files of this name, too.
-    lines = ((path.parent, entry) for path in files for entry in read_whole_lines(path))
-    submitted = [(directory, entry) for directory, entry in lines if _is_job(entry)]
+    submitted: list[tuple[Path, dict[str, Any]]] = []
+    for path in files:
+        with contextlib.suppress(InputError):  # other programs may have files of this name, too
+            submitted += [(path.parent, entry) for entry in read_whole_lines(path) if _is_job(entry)]
     submitted.sort(key=lambda pair: (pair[1]["submitted"], int(pair[1]["job"])))
     known = queued([entry["job"] for _, entry in submitted])
-    return [_row(directory, entry, known.get(entry["job"], [])) for directory, entry in submitted]
+    return [
+        _row(directory, entry, None if known is None else known.get(entry["job"], [])) for directory, entry in submitted
+    ]
 
 
 def _is_job(entry: dict[str, Any]) -> bool:
@@ -48,9 +52,10 @@ def _is_job(entry: dict[str, Any]) -> bool:
     return bool(known) and "after" in entry and (parts is None or (isinstance(parts, int) and 0 < parts < 1_000_000))
 
 
-def _row(directory: Path, entry: dict[str, Any], known: list[dict[str, str]]) -> dict[str, Any]:
+def _row(directory: Path, entry: dict[str, Any], queue: list[dict[str, str]] | None) -> dict[str, Any]:
     exits = [line for line in read_whole_lines(directory / EXITS) if line["job"] == entry["job"]]
     last = {line["task"]: line for line in exits}  # of each task of an array, or of the one job
+    known = queue or []
     states = sorted({one["state"] for one in known})
     alive = [one for one in known if one["state"] in ALIVE]
     row: dict[str, Any] = {"job": entry["job"], "name": entry["name"], "directory": str(directory)}
@@ -65,13 +70,17 @@ def _row(directory: Path, entry: dict[str, Any], known: list[dict[str, str]]) ->
         row["note"] = "; ".join(
             f"{f'task {task}: ' if task else ''}{_CODES.get(code, f'exit code {code}')}" for task, code in bad.items()
         )
+    elif queue is None:
+        row["state"], row["note"] = "unknown", "there is no squeue on this machine to ask"
     elif not known:
         row["note"] = "ended without a word: cancelled while it waited, or killed with its node"
     if entry["parts"]:
         out = directory.with_name(directory.name.removesuffix(".slurm"))
         count = entry["parts"]
         names = {f"{part_name(n, count)}{suffix}" for n in range(count) for suffix in ("", ".jsonl")}
-        row |= {"step": sum((out / name).exists() for name in names), "total_steps": count}
+        done = sum((out / name).exists() for name in names)
+        ended = sum(line["code"] == 0 for line in last.values())  # a benchmark's tasks leave no parts
+        row |= {"step": max(done, ended), "total_steps": count}
     return row | _progress(directory, bool(alive))
 
 

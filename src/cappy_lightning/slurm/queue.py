@@ -13,17 +13,19 @@ JOBS = "jobs.jsonl"
 ALIVE = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "SUSPENDED")
 
 
-def queued(jobs: Sequence[str]) -> dict[str, list[dict[str, str]]]:
+def queued(jobs: Sequence[str]) -> dict[str, list[dict[str, str]]] | None:
     """What squeue knows of jobs, by their numbers: `state`, `reason`.
 
     Of an array there is one entry for each of its tasks or groups of them. SLURM forgets a job some minutes after
-    its end; without squeue on this machine nothing is known.
+    its end. None: there is no squeue on this machine.
 
     Raises:
         InputError: squeue fails.
     """
+    if not shutil.which("squeue"):
+        return None
     found: dict[str, list[dict[str, str]]] = {}
-    if not jobs or not shutil.which("squeue"):
+    if not jobs:
         return found
     command = ["squeue", "--noheader", "--states=all", "--format=%F|%T|%r", f"--jobs={','.join(jobs)}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -54,7 +54,7 @@ def render(job: Job, directory: Path) -> str:
         directory: where the command runs; relative paths mean what they meant at the submission.
     """
     settings, continues = job.settings, job.config is not None
-    log = job.directory / ("%A_%a.log" if job.array else "%j.log")
+    log = str(job.directory).replace("%", "%%") + ("/%A_%a.log" if job.array else "/%j.log")
     options = {
         "job-name": job.name,
         "output": log,
@@ -73,9 +73,13 @@ def render(job: Job, directory: Path) -> str:
         "array": job.array,
     }
     lines = ["#!/bin/bash"]
-    lines += [f"#SBATCH --{name}={value}" for name, value in options.items() if value is not None]
+    given = {name: str(value) for name, value in options.items() if value is not None}
+    for name, value in given.items():
+        if not value.isprintable():  # a line break would begin a line of the script
+            raise InputError(f"slurm: {name}", f"is {value!r}, expected a text without line breaks")
+    lines += [f"#SBATCH --{name}={shlex.quote(value)}" for name, value in given.items()]
     lines += ["#SBATCH --requeue", *(f"#SBATCH {flag}" for flag in settings.flags), ""]
-    lines += [f"cd {shlex.quote(str(directory))}"]
+    lines += [f"cd {shlex.quote(str(directory))} || exit 1"]
     if settings.offline:
         lines.append("export HF_HUB_OFFLINE=1")
     lines += [*settings.setup, ""]

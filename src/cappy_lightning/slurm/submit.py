@@ -124,7 +124,7 @@ def submit(
 
 def _refuse_second(job: Job) -> None:
     """Two jobs must not write the same."""
-    for number, entries in queued([entry["job"] for entry in read_whole_lines(job.directory / JOBS)]).items():
+    for number, entries in (queued([entry["job"] for entry in read_whole_lines(job.directory / JOBS)]) or {}).items():
         if any(entry["state"] in ALIVE for entry in entries):
             raise InputError(job.directory, f"is of job {number}, which has not ended; expected it to have ended")
 
@@ -153,7 +153,7 @@ def _plan(words: Sequence[str], options: argparse.Namespace, cluster: str | None
     out = Path(options.out).absolute()
     read = [options.source] if "source" in options else []
     for source in read:
-        expect(source, made)
+        expect(source, made, hub=words[0] == "export")
     warn_of_local([*read, options.out])
     if getattr(options, "benchmark", "") == "bigbench":
         load_config([*options.config, "data.task=task"])
