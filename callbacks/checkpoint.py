@@ -35,7 +35,8 @@ class RunCheckpoint(pl.Callback):
     the training ends with `Stopped`. Saving inside a handler can leave one rank in a barrier and another in
     the gradient's all-reduce.
 
-    A checkpoint holds each rank's random state, so that dropout goes on as if nothing had happened.
+    A checkpoint holds each rank's random state, so that dropout goes on as if nothing had happened. On another number
+    of ranks it begins anew, by the seed, the rank and the step.
     Where a validation round follows a step, the checkpoint comes after the round.
 
     Args:
@@ -53,6 +54,7 @@ class RunCheckpoint(pl.Callback):
         self._said = False
         self._previous: dict[signal.Signals, Any] = {}
         self._random_states: list[dict[str, torch.Tensor]] | None = None
+        self._begun = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put our handlers in the place of Lightning's, which communicate from inside the handler."""
@@ -72,14 +74,18 @@ class RunCheckpoint(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """After a resume, put this rank's random state back right before the first forward."""
-        if self._random_states is not None:
-            if len(self._random_states) == trainer.world_size:
-                state = self._random_states[trainer.global_rank]
-                torch.set_rng_state(state["cpu"].cpu())
-                if "cuda" in state:
-                    torch.cuda.set_rng_state(state["cuda"].cpu())
-            self._random_states = None
+        """Right before the first forward: after a resume this rank's random state, else one of its own."""
+        if self._begun:
+            return
+        self._begun = True
+        states, self._random_states = self._random_states or [], None
+        if len(states) == trainer.world_size:
+            state = states[trainer.global_rank]
+            torch.set_rng_state(state["cpu"].cpu())
+            if "cuda" in state:
+                torch.cuda.set_rng_state(state["cuda"].cpu())
+        elif trainer.global_rank or trainer.global_step:  # neither other ranks' dropout nor that of earlier steps
+            torch.manual_seed(torch.initial_seed() + (trainer.global_rank << 32) + trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -152,6 +158,9 @@ class RunCheckpoint(pl.Callback):
 
     def _save(self, trainer: pl.Trainer, step: int) -> None:
         path, partial = self.directory / checkpoint_name(step), self.directory / f"step-{step}.partial"
+        if trainer.is_global_zero:
+            remove(partial)  # of a kill: shards of more ranks, or a directory in the place of a file
+        trainer.strategy.barrier("nothing is in the way")
         trainer.save_checkpoint(partial)
         trainer.strategy.barrier("every shard is written")
         if trainer.is_global_zero:

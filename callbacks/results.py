@@ -47,7 +47,14 @@ class Results(pl.Callback):
         #: Of this rank and step so far.
         self._loss: Tensor | float = 0.0
         self._own = Counter[str]()
+        self._rate = 0.0
         self._last_validation: tuple[Tensor, Tensor] | None = None
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Note the learning rate of the step, the head's, before the schedule goes on."""
+        self._rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -60,8 +67,7 @@ class Results(pl.Callback):
             own[0] = self._loss
             loss, *counts = trainer.strategy.reduce(own, reduce_op="sum").tolist()
             self.losses.append((trainer.global_step, loss / trainer.world_size))
-            rate = trainer.optimizers[0].param_groups[0]["lr"]
-            pl_module.log_dict({"train/loss": loss / trainer.world_size, "train/learning_rate": rate})
+            pl_module.log_dict({"train/loss": loss / trainer.world_size, "train/learning_rate": self._rate})
             self.counts.update({name: round(count) for name, count in zip(self._own, counts, strict=True)})
             self._loss, self._own = 0.0, Counter()
 

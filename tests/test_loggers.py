@@ -24,8 +24,10 @@ def test_tensorboard_has_every_curve_step_by_step(lora_run: Path) -> None:
     loss = events.Scalars("train/loss")
     assert [one.step for one in loss] == list(range(6))
     rates = [one.value for one in events.Scalars("train/learning_rate")]
-    assert rates == sorted(rates, reverse=True)
-    assert rates[-1] < rates[0]
+    assert rates[0] == 0  # where the warm-up begins
+    assert rates[1:] == sorted(rates[1:], reverse=True)
+    assert rates[1] == pytest.approx(1e-3)
+    assert rates[-1] < rates[1]
 
 
 def test_csv_has_the_same_and_keeps_what_was_before_a_stop(cappy: Run, tmp_path: Path) -> None:

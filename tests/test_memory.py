@@ -81,3 +81,16 @@ def test_memory_is_printed_for_every_architecture_without_weights(cappy: Run) ->
     done = cappy("memory", *TINY_RUN, "data.pool=x.jsonl", "scorer.config.num_attention_heads=3")
     assert done.returncode == 2
     assert done.stderr.startswith("cappy: scorer.config: cannot be loaded (The hidden size (32) is not a multiple")
+
+
+@pytest.mark.parametrize(
+    ("word", "problem"),
+    [
+        ("scorer.max_length=1024", "scorer.max_length: is 1024, expected at most 512"),
+        ("finetune.lora_targets=[vlaue]", "finetune.lora_targets: names 'vlaue', expected layers of the encoder"),
+    ],
+)
+def test_what_a_training_refuses_has_no_estimate(cappy: Run, word: str, problem: str) -> None:
+    done = cappy("memory", "conf/quickstart.yaml", word)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert problem in done.stderr

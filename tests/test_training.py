@@ -105,6 +105,14 @@ def test_two_processes_train_and_export_one_adapter(lora_run: Path, tmp_path: Pa
     assert Cappy.from_pretrained(run_dir / "adapter").score([("a", "b")]).shape == (1,)
 
 
+def test_no_validation_round_is_done_twice() -> None:
+    for steps in range(1, 100):
+        for validations in range(1, 25):
+            every = training.steps_between_rounds(steps, validations)
+            assert steps % every
+            assert steps // every < validations  # the last one comes on top
+
+
 @pytest.mark.parametrize(("mode", "more"), [("lora", ()), ("full", FULL)])
 def test_dropout_is_at_work_in_training_and_not_in_the_export(
     cappy: Run, request: pytest.FixtureRequest, tmp_path: Path, mode: str, more: tuple[str, ...]

@@ -15,9 +15,9 @@ from transformers.initialization import no_init_weights
 
 from cappy_lightning.config import Config
 from cappy_lightning.progress import console
-from cappy_lightning.scorer.adapter import lora_config, quiet_peft
+from cappy_lightning.scorer.adapter import check_targets, lora_config, quiet_peft
 from cappy_lightning.scorer.forward import skip_other_tokens
-from cappy_lightning.scorer.model import base_config, named_failures
+from cappy_lightning.scorer.model import base_config, check_positions, named_failures
 from cappy_lightning.strategies import BUCKET
 
 #: Numbers that ZeRO-3 may hold gathered at a time (DeepSpeed's own default for stage3_max_live_parameters).
@@ -115,11 +115,13 @@ def _model(config: Config, dtype: torch.dtype) -> torch.nn.Module:
     hf_config = base_config(replace(config.scorer, random_weights=True))
     # The fused attention of GPUs keeps no dropout mask; that of CPUs, which counts here, would.
     hf_config.attention_probs_dropout_prob = hf_config.attention_dropout = 0.0
+    check_positions(config.scorer.max_length, hf_config, config.scorer.base)
     with torch.device("meta"), no_init_weights(), quiet_peft():
         with named_failures("scorer.config" if config.scorer.config else config.scorer.base):
             model: torch.nn.Module = AutoModelForSequenceClassification.from_config(hf_config, dtype=dtype)
         skip_other_tokens(model)
         if config.finetune.mode != "full":
+            check_targets(model, config.finetune)
             adapter = lora_config(hf_config, config.finetune, config.scorer.base)
             model = get_peft_model(model, adapter, autocast_adapter_dtype=False)  # DeepSpeed casts all alike
     return model.train()

@@ -29,7 +29,7 @@ from cappy_lightning.data.reading import read_table, verify
 from cappy_lightning.data.shards import read_manifest
 from cappy_lightning.data.stream import example_number
 from cappy_lightning.errors import InputError
-from cappy_lightning.export import CARD, check_hub_token, push
+from cappy_lightning.export import CARD, check_hub_token, exact_products, push
 from cappy_lightning.files import read_json, remove, to_line, write_json, write_text
 from cappy_lightning.loggers import check_logger, close_logger, open_logger
 from cappy_lightning.model_card import model_card
@@ -161,7 +161,7 @@ def _fit(config: Config, run: RunDir) -> int:
     try:
         trainer.fit(module, datamodule=datamodule, ckpt_path=latest, weights_only=True)
         if not data.validation_pools:
-            _evaluate_instances(config, export.last, datamodule, results)
+            _evaluate_instances(config, export.last, datamodule, results, "cpu" if on_cpu else None)
         if config.select.by == "fused" and (stopped_by := _fuse(config, run.path, data.train_pools)):
             return stopped_by
     except Stopped as stopped:
@@ -169,7 +169,11 @@ def _fit(config: Config, run: RunDir) -> int:
     except SystemExit:  # what Lightning makes of Ctrl-C outside the training loop
         raise KeyboardInterrupt from None
     if trainer.is_global_zero:
-        report = _evaluate_pools(config, export.last, data, datamodule, results) if data.validation_pools else None
+        report = None
+        if data.validation_pools:
+            with exact_products():
+                exported = PretrainedScorer.from_pretrained(export.last, device="cpu" if on_cpu else None)
+                report = _evaluate_pools(config, exported, export.last, data, datamodule, results)
         if results.best_step == steps:  # the last is the best
             remove(export.best)
         write_text(export.last / CARD, model_card(export.kind, told, export.facts(trainer) | {"report": report}))
@@ -246,8 +250,7 @@ def _facts(told: dict[str, Any]) -> dict[str, float]:
 
 
 def _fit_trainer(config: Config, run: Path, steps: int, results: Results, export: Export) -> Trainer:
-    # One step more than an even share: the last round is not the trainer's, but comes after the export.
-    validate_every = steps // config.trainer.validations + 1
+    validate_every = steps_between_rounds(steps, config.trainer.validations)
     accumulate = config.batch.global_size // (config.batch.micro_size * _ranks(config))
     zero, precision = config.trainer.strategy.startswith("zero"), cast(Any, config.trainer.precision)
     checkpoint = RunCheckpoint(run / CHECKPOINTS, config.trainer.checkpoint_every, steps, validate_every, results)
@@ -267,6 +270,14 @@ def _fit_trainer(config: Config, run: Path, steps: int, results: Results, export
         # ZeRO-3 gathers parameters for a validation round and divides them again: no tensors of inference, then.
         inference_mode=config.trainer.strategy != "zero3",
     )
+
+
+def steps_between_rounds(steps: int, validations: int) -> int:
+    """Steps from one validation round to the next; none is at the last step, whose round comes after the export."""
+    every = steps // validations + 1
+    while steps % every == 0:
+        every += 1
+    return every
 
 
 def _ranks(config: Config) -> int:
@@ -298,13 +309,18 @@ def _trainer(
         raise InputError("trainer", str(error)) from None
 
 
-def _evaluate_instances(config: Config, directory: Path, datamodule: CappyDataModule, results: Results) -> None:
-    """The last validation round and the test, on all ranks, of the exported scorer as a user would load it."""
-    scorer = PretrainedScorer.from_pretrained(directory).scorer
+def _evaluate_instances(
+    config: Config, directory: Path, datamodule: CappyDataModule, results: Results, device: str | None
+) -> None:
+    """The last validation round and the test, on all ranks, of the exported scorer.
+
+    On a CPU as a user would load it; on GPUs, for which these sets are large, in the training's precision.
+    """
+    scorer = PretrainedScorer.from_pretrained(directory, device=device).scorer
     if datamodule.encoder.packed_from is not None:
         unpad(scorer.model, scorer.encoder)
     module = CappyModule(scorer, config.optimizer, datamodule.total_steps)
-    precision = config.trainer.precision
+    precision = "32-true" if device == "cpu" else config.trainer.precision
     trainer = _trainer(config, "ddp" if _ranks(config) > 1 else "auto", [], precision=precision)
     (values,) = trainer.validate(module, datamodule=datamodule, verbose=False)
     assert module.last_validation is not None
@@ -315,10 +331,14 @@ def _evaluate_instances(config: Config, directory: Path, datamodule: CappyDataMo
 
 
 def _evaluate_pools(
-    config: Config, directory: Path, data: Prepared, datamodule: CappyDataModule, results: Results
+    config: Config,
+    exported: PretrainedScorer,
+    directory: Path,
+    data: Prepared,
+    datamodule: CappyDataModule,
+    results: Results,
 ) -> dict[str, Any]:
     """The last validation round and the report on the pools, by the exported scorer as a user would load it."""
-    exported = PretrainedScorer.from_pretrained(directory)
     validation = read_table(datamodule.validation)
     pairs = list(zip(validation["instruction"].to_pylist(), validation["response"].to_pylist(), strict=True))
     targets = torch.from_numpy(validation["score"].to_numpy().copy())

@@ -3,12 +3,12 @@
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from scipy.stats import spearmanr
 from small_models import settings
-from torchmetrics import SpearmanCorrCoef
 
 from cappy_lightning.config import OptimizerConfig
 from cappy_lightning.scorer.architectures import head_names, in_head
-from cappy_lightning.scorer.metrics import BestFirst
+from cappy_lightning.scorer.metrics import BestFirst, spearman
 from cappy_lightning.scorer.model import build_scorer
 from cappy_lightning.scorer.module import CappyModule
 
@@ -23,8 +23,16 @@ def test_best_first_counts_examples_whose_top_scored_response_is_one_of_the_best
 
 def test_spearman_takes_ties_as_ranks_in_the_middle() -> None:
     # Labels repeat a lot (0, 1): ranks 1, 2.5, 2.5, 4 against 1, 2, 3, 4 give 0.9487.
-    found = SpearmanCorrCoef()(torch.tensor([0.1, 0.2, 0.3, 0.4]), torch.tensor([0.0, 0.5, 0.5, 1.0]))
-    assert float(found) == pytest.approx(0.948683, abs=1e-5)
+    found = spearman(torch.tensor([0.1, 0.2, 0.3, 0.4]), torch.tensor([0.0, 0.5, 0.5, 1.0]))
+    assert found == pytest.approx(0.948683, abs=1e-5)
+    assert spearman(torch.ones(3), torch.tensor([1.0, 2.0, 3.0])) == 0
+
+
+def test_spearman_is_right_however_many_values_are_equal() -> None:
+    generator = torch.Generator().manual_seed(0)
+    targets = (torch.rand(200_000, generator=generator) - 0.5).clamp(min=0)  # half of them 0
+    scores = targets + 0.1 * torch.randn(200_000, generator=generator)
+    assert spearman(scores, targets) == pytest.approx(spearmanr(scores, targets).statistic, abs=1e-9)
 
 
 @pytest.mark.parametrize("model_type", ["bert", "deberta-v2", "modernbert"])

@@ -96,8 +96,16 @@ def test_two_ranks_lose_and_export_as_one_does_over_a_stop(alone: Path, tmp_path
     assert latest
     assert latest.name == "step-10.ckpt"
     assert len(list(latest.glob("checkpoint/*optim_states.pt"))) == (0 if strategy == "ddp" else 2)
+    first, second = (states["cpu"] for states in state(run_dir)["callbacks"]["RunCheckpoint"]["random_states"])
+    assert not torch.equal(first, second)  # each rank has dropout of its own
+    left = run_dir / "checkpoints" / "step-20.partial" / "checkpoint" / "zero_pp_rank_2_mp_rank_00_optim_states.pt"
+    left.parent.mkdir(parents=True)  # as a kill of more ranks leaves it
+    left.touch()
     assert "continuing from" in train(run_dir, *words)
     assert len(losses(run_dir)) == 20
+    latest = latest_checkpoint(run_dir / "checkpoints")
+    assert latest
+    assert len(list(latest.glob("checkpoint/*optim_states.pt"))) == (0 if strategy == "ddp" else 2)
     difference = np.abs(losses(run_dir) - losses(alone)).max()
     scores = np.abs(exported(run_dir) - exported(alone)).max()
     print(f"{strategy}: losses of 20 steps within {difference:.1e}, exported scores within {scores:.1e}")

@@ -27,7 +27,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Piece:
-    """Some of the rows of a row group: of those that `Mixture.rows` gives for a pass, from `start` to before `stop`."""
+    """Some of the rows of a row group: of those that `choose_rows` gives for a pass, from `start` to before `stop`."""
 
     group: int
     number: int

@@ -22,6 +22,7 @@ from peft import (
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import nn
 
 import cappy_lightning
 from cappy_lightning.config import FinetuneConfig
@@ -48,6 +49,7 @@ def add_adapter(scorer: Scorer, config: FinetuneConfig) -> dict[str, Any]:
     Raises:
         InputError: a target that is no linear layer of the encoder, or more layers than it has.
     """
+    check_targets(scorer.model, config)
     lora = lora_config(scorer.config, config, scorer.base)
     lora.revision = scorer.revision
     settings = {
@@ -57,16 +59,30 @@ def add_adapter(scorer: Scorer, config: FinetuneConfig) -> dict[str, Any]:
         **scorer.encoding_settings(),
         "cappy_lightning": cappy_lightning.__version__,
     }
-    try:
-        with quiet_peft():
-            model = get_peft_model(scorer.model, lora)
-    except ValueError as error:
-        targets = f"are {sorted(lora.target_modules)} ({str(error).splitlines()[0]})"
-        raise InputError("finetune.lora_targets", targets) from None
+    with quiet_peft():
+        model = get_peft_model(scorer.model, lora)
     # The name that others know it by; PEFT has put the path from which it was loaded.
     lora.base_model_name_or_path = EMBEDDED_HUB_NAME if scorer.base == EMBEDDED else scorer.base
     scorer.model = model
     return settings
+
+
+def check_targets(model: nn.Module, config: FinetuneConfig) -> None:
+    """Refuse LoRA targets that fit nothing; PEFT passes over them where another one fits.
+
+    Raises:
+        InputError: a target that is no linear layer of the encoder.
+    """
+    if config.mode != "lora":
+        return
+    hf_config: Any = model.config
+    heads = head_names(hf_config.model_type)
+    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    encoder = [name for name in layers if not set(name.split(".")) & set(heads)]
+    for target in config.lora_targets:
+        if not any(f".{name}".endswith(f".{target}") for name in encoder):
+            known = ", ".join(sorted({name.rpartition(".")[2] for name in encoder}))
+            raise InputError("finetune.lora_targets", f"names '{target}', expected layers of the encoder: {known}")
 
 
 def lora_config(model: Any, config: FinetuneConfig, name: str) -> LoraConfig:
@@ -181,11 +197,11 @@ def load_adapter(scorer: Scorer, directory: Path, settings: dict[str, Any], name
         stored = load_file(weights)
         lora = PeftConfig.from_pretrained(str(directory))
         if isinstance(model, PeftModel):
-            for beside, other in model.peft_config.items():
+            for other in model.peft_config.values():
                 if set(other.modules_to_save) != set(lora.modules_to_save):  # PEFT would nest the copies
                     raise InputError(
                         directory,
-                        f"trained other layers whole than the adapter '{beside}', expected adapters of mode layers"
+                        "trained other layers whole than the first adapter, expected adapters of mode layers"
                         " beside their like only",
                     )
         with quiet_peft():

@@ -294,12 +294,21 @@ def _activation_of(base: str, hf_config: Any, stored: dict[str, Any], fresh_head
     )
 
 
-def _check_fit(config: ScorerConfig, hf_config: Any, tokenizer: Any) -> None:
+def check_positions(max_length: int, hf_config: Any, name: str) -> None:
+    """Refuse more tokens than a model has positions for.
+
+    Raises:
+        InputError: `max_length` is too large; `name` is the model's.
+    """
     positions = getattr(hf_config, "max_position_embeddings", None)
     if positions is not None and hf_config.model_type in ("roberta", "xlm-roberta"):
         positions -= hf_config.pad_token_id + 1  # their positions start behind the padding index
-    if positions is not None and config.max_length > positions:
-        raise InputError("scorer.max_length", f"is {config.max_length}, expected at most {positions} for {config.base}")
+    if positions is not None and max_length > positions:
+        raise InputError("scorer.max_length", f"is {max_length}, expected at most {positions} for {name}")
+
+
+def _check_fit(config: ScorerConfig, hf_config: Any, tokenizer: Any) -> None:
+    check_positions(config.max_length, hf_config, config.base)
     if len(tokenizer) > hf_config.vocab_size:
         raise InputError(
             "scorer.tokenizer", f"has {len(tokenizer)} tokens, expected at most the model's {hf_config.vocab_size}"

@@ -13,6 +13,7 @@ from transformers import get_linear_schedule_with_warmup
 
 from cappy_lightning.checkpoints import CONFIG, OPTIMIZER_NAMES
 from cappy_lightning.config import OptimizerConfig
+from cappy_lightning.errors import InputError
 from cappy_lightning.scorer.architectures import depth
 from cappy_lightning.scorer.metrics import validation_metrics
 from cappy_lightning.scorer.model import Scorer
@@ -123,6 +124,8 @@ class CappyModule(pl.LightningModule):
         everyone: Any = self.all_gather(own)
         logits, targets, weights, examples = (part.flatten().cpu() for part in everyone)
         real = weights > 0
+        if not real.any():
+            raise InputError(f"data.{name}_instances", "none of them can be read, expected some")
         logits, targets = logits[real], targets[real]
         scores = self.scorer.scores(logits)
         values = validation_metrics(logits, scores, targets, examples[real])

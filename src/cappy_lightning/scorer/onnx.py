@@ -16,7 +16,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from cappy_lightning.errors import InputError
 from cappy_lightning.scorer.encoding import PairEncoder
-from cappy_lightning.scorer.model import Activation, Scorer, checked_settings, named_failures
+from cappy_lightning.scorer.model import Activation, Scorer, check_positions, checked_settings, named_failures
 from cappy_lightning.scorer.saving import merged_model, write_tokenizer
 
 GRAPH = "model.onnx"
@@ -125,6 +125,7 @@ def read_onnx(directory: Path, activation: str | None, max_length: int | None) -
         model = OnnxModel(directory / GRAPH, config)
         tokenizer = AutoTokenizer.from_pretrained(directory)
         length, side = max_length or settings["max_length"], settings["truncate_instruction"]
+        check_positions(length, config, str(directory))
         encoder = PairEncoder(tokenizer, length, side, use_segments="token_type_ids" in model.inputs)
         read_as: Activation = "sigmoid" if (activation or settings["activation"]) == "sigmoid" else "identity"
     return Scorer(model, tokenizer, encoder, read_as, str(directory), None)

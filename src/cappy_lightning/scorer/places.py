@@ -35,8 +35,13 @@ def check_base(scorer: ScorerConfig) -> None:
         _check(scorer.base)
 
 
+def expanded(place: str | Path) -> str | Path:
+    """A path with the home directory in the place of `~`; anything else as it is."""
+    return Path(place).expanduser() if str(place).startswith("~") else place
+
+
 def _check(place: str | Path) -> None:
-    path = Path(place)
+    path = Path(expanded(place))
     hub_name = str(place).count("/") <= 1 and not str(place).startswith((".", "/", "~"))
     if path.exists() or hub_name:
         return

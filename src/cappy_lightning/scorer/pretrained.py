@@ -4,7 +4,7 @@ import json
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Self, get_args
 
 import numpy as np
 import torch
@@ -18,9 +18,9 @@ from cappy_lightning.scorer.adapter import find_adapter, load_adapter, read_sett
 from cappy_lightning.scorer.architectures import head_names
 from cappy_lightning.scorer.forward import can_unpad, has_kernels, keep_exact, unpad
 from cappy_lightning.scorer.inference import Inference, Pair
-from cappy_lightning.scorer.model import Scorer, build_scorer, named_failures, stored_settings
+from cappy_lightning.scorer.model import Activation, Scorer, build_scorer, named_failures, stored_settings
 from cappy_lightning.scorer.onnx import OnnxModel, is_onnx, read_onnx
-from cappy_lightning.scorer.places import check_places
+from cappy_lightning.scorer.places import check_places, expanded
 from cappy_lightning.scorer.saving import write_model
 
 Task = str | Sequence[str | None] | None
@@ -74,7 +74,10 @@ class PretrainedScorer:
         """
         if dtype not in DTYPES:
             raise InputError("dtype", f"is {dtype!r}, expected one of {', '.join(DTYPES)}")
+        if activation not in (None, *get_args(Activation)):
+            raise InputError("activation", f"is {activation!r}, expected one of {', '.join(get_args(Activation))}")
         check_places(path, adapter)
+        path = expanded(path)
         if adapter is None and is_onnx(path):
             for name, value, only in (("device", device, "cpu"), ("dtype", dtype, "float32")):
                 if value not in (None, only):
@@ -85,8 +88,10 @@ class PretrainedScorer:
         own = find_adapter(path, revision) if adapter is None else None
         if own:
             adapter, revision = own, None
+        several = isinstance(adapter, Mapping)
         named = adapter if isinstance(adapter, Mapping) else {} if adapter is None else {"default": adapter}
-        adapters = {str(name): find_adapter(place) or Path(place) for name, place in named.items()}
+        places = {str(name): expanded(place) for name, place in named.items()}
+        adapters = {name: find_adapter(place) or Path(place) for name, place in places.items()}
         stored = [read_settings(directory) for directory in adapters.values()] or [stored_settings(str(path), revision)]
         keys = ("activation", "max_length", "truncate_instruction")
         settings = {key: stored[0][key] for key in keys if key in stored[0]}
@@ -100,8 +105,8 @@ class PretrainedScorer:
         revision = revision or (stored[0].get("revision") if adapters else None)
         config = ScorerConfig(base=stored[0]["base"] if own else str(path), revision=revision, **settings)
         scorer = build_scorer(config, new_head=bool(adapters))
-        for (name, directory), own_settings in zip(adapters.items(), stored, strict=False):
-            load_adapter(scorer, directory, own_settings, name)
+        for number, (directory, own_settings) in enumerate(zip(adapters.values(), stored, strict=False)):
+            load_adapter(scorer, directory, own_settings, _adapter_name(number) if several else "default")
         scorer.model.eval().requires_grad_(False)
         scorer.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"), DTYPES[dtype])
         if dtype == "bfloat16":
@@ -112,7 +117,7 @@ class PretrainedScorer:
                 unpad(scorer.model, scorer.encoder)
         loaded = cls(scorer)  # how many tokens a forward has goes by the device
         loaded._try(str(path))
-        loaded.tasks = tuple(adapters) if isinstance(adapter, Mapping) else ()
+        loaded.tasks = tuple(adapters) if several else ()
         return loaded
 
     def _try(self, path: str) -> None:
@@ -143,9 +148,9 @@ class PretrainedScorer:
             by_task[name].append(index)
         values = np.empty(len(pairs), dtype=np.float32)
         assert isinstance(self.scorer.model, PeftModel)
-        for name, indices in by_task.items():
+        for number, indices in enumerate(by_task.values()):
             if indices:
-                self.scorer.model.set_adapter(name)
+                self.scorer.model.set_adapter(_adapter_name(number))
                 values[indices] = self._logits([pairs[index] for index in indices])
         return values
 
@@ -174,8 +179,11 @@ class PretrainedScorer:
         scores. The directory appears when all is written.
 
         Raises:
-            InputError: a directory with other things than a saved scorer is in the way, or this is an ONNX graph.
+            InputError: a directory with other things than a saved scorer is in the way, or this is an ONNX graph, or
+                has adapters for several tasks.
         """
+        if self.tasks:
+            raise InputError(self.scorer.base, f"has adapters for {', '.join(self.tasks)}, expected one to be merged")
         if isinstance(self.scorer.model, OnnxModel):
             raise InputError(self.scorer.base, "is an ONNX graph, expected a scorer with weights")
         path = Path(directory)
@@ -183,6 +191,11 @@ class PretrainedScorer:
             raise InputError(path, "holds other files, expected a new or empty directory, or a saved scorer")
         with atomic_path(path) as scratch:
             write_model(self.scorer, scratch)
+
+
+def _adapter_name(number: int) -> str:
+    """PEFT's name for one of several adapters: those of tasks can be names of modules, or hold what no name may."""
+    return f"adapter_of_task_{number}"
 
 
 def _is_scorer(directory: Path) -> bool:
