@@ -124,10 +124,9 @@ class Labeler:
                 elif example.references:
                     items.append((example.instruction, example.references, response))
                     places.append(place)
-                elif example.choices and example.choice_of(response) == example.right_choice:
-                    labels[place].append((response, 1.0, "sampled"))
                 elif example.choices:
-                    labels[place].append((response, 0.0, "wrong_choice"))
+                    right = example.choice_of(response) == example.right_choice
+                    labels[place].append((response, 1.0, "sampled") if right else (response, 0.0, "wrong_choice"))
                 else:
                     raise InputError(
                         f"example {example.id} of task {example.task}",

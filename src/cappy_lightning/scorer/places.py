@@ -41,7 +41,7 @@ def expanded(place: str | Path) -> str | Path:
 
 
 def _check(place: str | Path) -> None:
-    path = Path(expanded(place))
+    path = Path(place).expanduser()
     hub_name = str(place).count("/") <= 1 and not str(place).startswith((".", "/", "~"))
     if path.exists() or hub_name:
         return
