@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cappy_lightning.backbones.survey import fingerprint, survey
+from cappy_lightning.backbones.survey import fingerprint, settings, survey
 from cappy_lightning.config import Config, DataConfig
 from cappy_lightning.data.reading import read_table
 from cappy_lightning.data.shards import read_manifest, write_instances
@@ -119,7 +119,7 @@ def test_answers_that_were_recorded_once_are_used_again(tmp_path: Path, monkeypa
     monkeypatch.setenv("CAPPY_CACHE", str(tmp_path / "cache"))
     recorded = [*pools(9, "train"), *pools(3, "validation", start=9)]
     made = config(examples=write(tmp_path / "mine.jsonl", [pool.example.to_row() for pool in recorded]))
-    name = f"mine-{fingerprint(survey(read_examples(str(made.data.examples))).digest, made.backbone)}.jsonl"
+    name = f"mine-{fingerprint(survey(read_examples(str(made.data.examples))).digest, settings(made.backbone))}.jsonl"
     (tmp_path / "cache/pools").mkdir(parents=True)
     write_pools(tmp_path / "cache/pools" / name, recorded)
     assert prepare(made, tmp_path / "run").validation_pools == tuple(recorded[9:])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cappy_lightning.backbones.generate import record_pools
-from cappy_lightning.backbones.survey import fingerprint, survey
+from cappy_lightning.backbones.survey import fingerprint, settings, survey
 from cappy_lightning.config import Config
 from cappy_lightning.data.locations import is_url
 from cappy_lightning.data.reading import iterate
@@ -109,11 +109,8 @@ def _pools(config: Config, *, record: bool = True) -> Iterable[Pool]:
         examples = _capped(config, _distinct(data.examples))
     if all(example.choices for example in examples):  # the choices are the candidates
         return map(Pool.of_example, examples)
-    path = (
-        cache_dir()
-        / "pools"
-        / f"{data.task or Path(str(data.examples)).stem}-{fingerprint(survey(examples).digest, config.backbone)}.jsonl"
-    )
+    name, known = data.task or Path(str(data.examples)).stem, settings(config.backbone)
+    path = cache_dir() / "pools" / f"{name}-{fingerprint(survey(examples).digest, known)}.jsonl"
     if rank() == 0:
         if path.exists():
             say(f"candidates were recorded before: {path}")

@@ -17,7 +17,7 @@ from cappy_lightning.backbones.embedded import embedded_server
 from cappy_lightning.backbones.generate import left_out_path, made_by_path, record_pools
 from cappy_lightning.backbones.openai_api import OpenAIBackbone
 from cappy_lightning.backbones.prompts import PLAIN_TEMPLATE
-from cappy_lightning.backbones.survey import fingerprint
+from cappy_lightning.backbones.survey import fingerprint, settings
 from cappy_lightning.config import BackboneConfig
 from cappy_lightning.errors import InputError
 from cappy_lightning.records import Example
@@ -217,11 +217,12 @@ def test_an_endpoint_with_a_limit_of_answers_and_half_of_a_character(tmp_path: P
 
 def test_without_a_model_the_address_tells_one_llm_from_another(monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = (replace(SETTINGS, url=f"http://localhost:{port}") for port in (1, 2))
-    assert fingerprint("", one) != fingerprint("", other)
-    assert fingerprint("", replace(one, model="m")) == fingerprint("", replace(other, model="m"))
-    bare = fingerprint("", SETTINGS)
+    assert fingerprint("", settings(one)) != fingerprint("", settings(other))
+    named = [settings(replace(config, model="m")) for config in (one, other)]
+    assert fingerprint("", named[0]) == fingerprint("", named[1])
+    bare = fingerprint("", settings(SETTINGS))
     monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:3/v1")
-    assert fingerprint("", SETTINGS) != bare
+    assert fingerprint("", settings(SETTINGS)) != bare
 
 
 def test_a_password_in_the_environments_address_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,9 +102,10 @@ def record_pools(
             raise InputError(out, "there is no example to record")
         shots = config.shots if config.kind != "recorded" else 0
         prompter = Prompter(config, draw_shots(examples(), known.eligible, shots, config.seed))
+        told = settings(config)
         made_by = {
-            "fingerprint": fingerprint(known.digest, config),
-            **settings(config),
+            "fingerprint": fingerprint(known.digest, told),
+            **told,
             "prompt_prefixes": prompter.prefixes,
             **made_also_by,
         }
