@@ -170,6 +170,41 @@ def test_a_function_is_asked_once_for_each_candidate_however_often_it_is_stopped
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
+def test_repeated_pools_are_used_once_and_many_instances_fill_shards_of_the_usual_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(job, "SHARD_ROWS", 100)
+    source, out = tmp_path / "rows.jsonl", tmp_path / "out"
+    rows_ = [
+        {
+            "task": "t",
+            "id": str(n),
+            "instruction": f"text {n}",
+            "choices": [f"class {c}" for c in range(30)],
+            "label": 1,
+        }
+        for n in range(40)
+    ]
+    source.write_text("".join(json.dumps(row) + "\n" for row in [*rows_, *rows_[:7]]))
+    real, calls = job.write_shard, 0
+
+    def stop_now_and_then(*arguments: Any) -> dict[str, Any]:
+        nonlocal calls
+        calls += 1
+        if calls % 3 == 0:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(job, "write_shard", stop_now_and_then)
+    while not out.exists():
+        with contextlib.suppress(KeyboardInterrupt):
+            label(Sources([str(source)]), Config(), out, "train")
+    assert calls > 12
+    assert [shard.rows for shard in read_manifest(out).shards] == [100] * 12
+    assert [instance.instruction for instance in rows(out)] == [f"text {n}" for n in range(40) for _ in range(30)]
+    assert "7 rows repeated and used once\n" in capsys.readouterr().err
+
+
 def test_parts_hold_every_example_once_and_are_read_as_one(tmp_path: Path, pools: list[Pool]) -> None:
     for index in (2, 0, 1):
         done = run_cappy(
@@ -276,6 +311,18 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
         ),
         ({"task": "t", "instruction": "i", "references": ["a"]}, ["--shard", "3/3"], "--shard: is '3/3', expected I/N"),
         ({"task": "t", "instruction": "i", "references": ["a"]}, ["label.score=bleu"], "label.score: is 'bleu'"),
+        ({"task": "t", "instruction": "i", "references": ["a"]}, ["-o", "."], ".: is no path of something new"),
+        (
+            {
+                "task": "t",
+                "instruction": "i",
+                "references": ["a"],
+                "prompt": "\ud800",
+                "candidates": [{"response": "b"}],
+            },
+            [],
+            "in.jsonl:1: field 'prompt' is not Unicode text",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing_that_looks_done(

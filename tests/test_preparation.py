@@ -18,7 +18,7 @@ from cappy_lightning.data.shards import read_manifest, write_instances
 from cappy_lightning.errors import InputError
 from cappy_lightning.labeling.weak_labels import Labeler
 from cappy_lightning.preparation import Prepared, prepare, split_pools
-from cappy_lightning.records import Candidate, Example, Instance, Pool, Split
+from cappy_lightning.records import Candidate, Example, Instance, Pool, Split, make_id
 from cappy_lightning.run_dir import RunDir
 from cappy_lightning.sources.jsonl import read_examples
 
@@ -150,6 +150,16 @@ def test_files_of_the_users_own_become_shards_with_origin_given(tmp_path: Path) 
     assert {i.origin for i in read(found.train[:2] + found.validation)} == {"given"}
     assert [(i.instruction, i.response, i.score) for i in read(found.train[:1])] == [
         tuple(row.values()) for row in own_rows(4)
+    ]
+
+
+def test_the_cells_of_a_csv_file_are_texts_and_a_number_and_what_is_empty_is_absent(tmp_path: Path) -> None:
+    table = tmp_path / "a.csv"
+    table.write_text("task,example_id,instruction,response,score\n,,1+1?,2,1\n,7,2+1?,3,0.5\n")
+    (source,) = prepare(config(instances=[str(table)], validation_instances=[str(table)]), tmp_path / "run").train
+    assert [tuple(vars(one).values()) for one in read([source])] == [
+        ("1+1?", "2", 1.0, "given", "default", make_id("1+1?")),
+        ("2+1?", "3", 0.5, "given", "default", "7"),
     ]
 
 

@@ -184,6 +184,20 @@ def test_answers_count_as_the_same_without_case_punctuation_and_white_space() ->
     assert normalize(" The  Answer,\nis:\t42! ") == normalize("the answer is 42") == "the answer is 42"
     assert normalize(" ?! ") == "?!"  # nothing but punctuation stays, and differs from other punctuation
     assert normalize("Größe") != normalize("Grosse")
+    assert normalize("It is 3.5, or $1,000.") == "it is 3.5 or 1000"  # another number than 35
+    assert [normalize(text) for text in ("-5", "(-.5)", "5-")] == ["-5", "-.5", "5"]
+
+
+@pytest.mark.parametrize(
+    ("response", "choice"),
+    [
+        ("C++", "C++"), (" c++\n", "C++"), ("C++.", "C++"), ("**C**", "C"), ("C#", None), ("c", "C"),
+        ("-5.", "-5"), ("5!", "5"), ("f-o_o", "foo"), ("YES", None), ("Yes", "Yes"), ("other", None),
+    ],
+)  # fmt: skip
+def test_a_response_stands_for_the_choice_that_it_differs_from_least(response: str, choice: str | None) -> None:
+    choices = ("C", "C++", "C+", "5", "-5", "foo", "Yes", "yes.", "yes!", "yes")
+    assert Example("t", "1", "i", choices=choices, label=0).choice_of(response) == choice
 
 
 def test_of_equal_logits_the_first_is_selected() -> None:

@@ -189,9 +189,13 @@ def find_parts(folder: Path, suffix: str = "") -> list[Path]:
     """The parts in a folder, in order; none where it holds no part.
 
     Raises:
-        InputError: there are parts of several divisions, or one is missing.
+        InputError: the folder cannot be read, there are parts of several divisions, or one is missing.
     """
-    return [folder / name for name in find_part_names([entry.name for entry in folder.iterdir()], folder, suffix)]
+    try:
+        names = [entry.name for entry in folder.iterdir()]
+    except OSError as error:
+        raise InputError(folder, f"cannot be read ({error.strerror})") from None
+    return [folder / name for name in find_part_names(names, folder, suffix)]
 
 
 def find_part_names(names: Sequence[str], folder: str | Path, suffix: str = "") -> list[str]:
@@ -291,7 +295,7 @@ def parse_line(line: bytes, where: str) -> dict[str, Any]:
         InputError: not UTF-8, not JSON, or not an object.
     """
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = json.loads(line.decode("utf-8-sig"))  # some editors begin a file with that mark
     except UnicodeDecodeError as error:
         raise InputError(where, f"byte {error.start + 1} of the line is not UTF-8 text") from None
     except (ValueError, RecursionError) as error:

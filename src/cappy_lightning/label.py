@@ -1,11 +1,12 @@
 """The job behind `cappy label`: examples or pools become a directory of instances, shard by shard.
 
 While it is under way the shards lie in `OUT.partial`, beside a journal with one line for each that is
-finished, and the scores of the one that is under way. The same call continues there: instances are put together
-again from the last finished shard on, and give the same bytes, but no candidate is judged twice.
+finished, and the scores of the blocks of pools that are not in shards yet. The same call continues there: instances are
+put together again from the last finished shard on, and give the same bytes, but no candidate is judged twice.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -22,12 +23,14 @@ from cappy_lightning.records import Instance, Pool, Split
 from cappy_lightning.sources.spec import Sources
 
 JOURNAL = "journal.jsonl"
+#: The scores of the block that begins after so many pools, in ten digits.
+_SCORES = "scores-{}"
 
 
 def label(sources: Sources, config: Config, out: Path, split: Split) -> None:
     """Label what the sources give, and write the instances to the directory `out`.
 
-    Memory holds some blocks of pools and one shard of instances, however many there are.
+    Memory holds a block of pools, a shard of instances, and a hash of every pool: one that is repeated is used once.
 
     Args:
         sources: examples or pools.
@@ -55,7 +58,8 @@ def label(sources: Sources, config: Config, out: Path, split: Split) -> None:
         _label(sources, config, directory, split, made_by, out)
         with kept_on_failure(directory, "what is there"):
             replace(directory, out)  # with its journal, by which a repeated command would know what it is of
-            (out / JOURNAL).unlink()
+            for left in (out / JOURNAL, *out.glob(_SCORES.format("*"))):
+                left.unlink()
         lock.unlink()
     manifest = read_manifest(out, empty=True)
     say(f"{out}: {counted(manifest.rows, 'instance')} in {counted(len(manifest.shards), 'shard')}")
@@ -63,58 +67,84 @@ def label(sources: Sources, config: Config, out: Path, split: Split) -> None:
 
 def _label(sources: Sources, config: Config, directory: Path, split: Split, made_by: dict[str, Any], out: Path) -> None:
     """Write what is missing of the shards of a directory, and then its manifest."""
-    labeler, digest = Labeler(config.label, config.data.seed), hashlib.sha256()
+    labeler, digest, repeated = Labeler(config.label, config.data.seed), hashlib.sha256(), Counter[str]()
     with kept_on_failure(directory, "what is there"):
         directory.mkdir(exist_ok=True)
         shards = _read_journal(directory, made_by)
-    pools = _of_split(sources.pools(), split, digest)
-    measure = labeler.measure
-    labeler.measure = kept = KeptScores(measure, directory / _scores_file(len(shards)))
-    consumed = shards[-1]["pools"] if shards else 0
-    if consumed or kept:
-        say(f"{out}: continuing, {consumed:,} examples are labelled, {len(kept):,} scores of the next are there")
+    pools = _of_split(sources.pools(), split, digest, repeated)
+    # The shards end in the block that begins after `consumed` pools, and hold `written` instances of it.
+    consumed = written = 0
     if shards:
+        consumed, written = shards[-1]["pools"], shards[-1]["instances"]
         for _ in islice(pools, consumed):
             pass
         if digest.hexdigest() != shards[-1]["digest"]:
             raise InputError(directory, "the input has changed since this was begun; delete it or write elsewhere")
         labeler.counts.update(shards[-1]["counts"])
-    rows: list[Instance] = []
+    measure, rows = labeler.measure, list[Instance]()
+    scores = sum(len(KeptScores(measure, file)) for file in directory.glob(_SCORES.format("*")))
+    if shards or scores:
+        say(f"{out}: continuing, {consumed:,} examples are labelled, {scores:,} scores of the next are there")
     label_block = labeler.training if split == "train" else labeler.validation
+
+    def write(state: dict[str, Any]) -> None:
+        with kept_on_failure(directory, "what is there"):
+            shards.append(write_shard(rows, directory, len(shards)) | state)
+            journal.write(to_line(shards[-1]).encode())
+            journal.flush()
+            _remove_scores(directory, before=state["pools"])
+        rows.clear()
+
     with Ticker(f"labelling {out.name}", None, consumed) as ticker, open(directory / JOURNAL, "ab") as journal:
         while True:
+            start = {"pools": consumed, "digest": digest.hexdigest(), "counts": dict(labeler.counts)}
+            labeler.measure = KeptScores(measure, _scores_file(directory, consumed))
             block = list(islice(pools, BLOCK))
-            rows += label_block(block)
-            consumed += len(block)
-            ticker.advance(len(block))
-            if rows and (len(rows) >= SHARD_ROWS or not block):
-                state = {"pools": consumed, "digest": digest.hexdigest(), "counts": dict(labeler.counts)}
-                with kept_on_failure(directory, "what is there"):
-                    shards.append(write_shard(rows, directory, len(shards)) | state)
-                    journal.write(to_line(shards[-1]).encode())
-                    journal.flush()
-                    (directory / _scores_file(len(shards) - 1)).unlink(missing_ok=True)
-                labeler.measure = KeptScores(measure, directory / _scores_file(len(shards)))
-                rows = []
+            for number, instance in enumerate(label_block(block), start=1):
+                if number > written:
+                    rows.append(instance)
+                    if len(rows) == SHARD_ROWS:
+                        write(start | {"instances": number})
             if not block:
                 break
+            written = 0
+            consumed += len(block)
+            ticker.advance(len(block))
+        if rows:
+            write(start | {"instances": 0})
     if not shards and not sources.partial:
         remove(directory)
         raise InputError(out, f"there is no instance of the split {split} to write")
     with kept_on_failure(directory, "what is there"):
         write_manifest(directory, shards, made_by)
+    if count := repeated["pools"]:
+        say(f"{counted(count, 'row')} repeated and used once")
     for note in (*sources.notes(), *labeler.warnings()):
         say(note)
 
 
-def _scores_file(shard: int) -> str:
-    return f"scores-{shard:05d}"
+def _scores_file(directory: Path, pools: int) -> Path:
+    return directory / _SCORES.format(f"{pools:010d}")
 
 
-def _of_split(pools: Iterator[Pool], split: Split, digest: Any) -> Iterator[Pool]:
-    """The pools of the split; examples that name none belong to the training. All they hold goes into the digest."""
+def _remove_scores(directory: Path, before: int) -> None:
+    for file in directory.glob(_SCORES.format("*")):
+        if file < _scores_file(directory, before):
+            file.unlink()
+
+
+def _of_split(pools: Iterator[Pool], split: Split, digest: Any, repeated: Counter[str]) -> Iterator[Pool]:
+    """The pools of the split, each once; examples that name none belong to the training.
+
+    All that they hold goes into the digest.
+    """
+    known: set[int] = set()  # hashes, of which millions fit into memory
     for pool in pools:
         if (pool.example.split == "validation") == (split == "validation"):
+            if (content := hash(pool)) in known:
+                repeated["pools"] += 1
+                continue
+            known.add(content)
             digest.update(to_line(pool.to_row()).encode())
             yield pool
 
@@ -133,8 +163,10 @@ def _read_journal(directory: Path, made_by: dict[str, Any]) -> list[dict[str, An
             stream.truncate(len(whole))
     lines = whole.splitlines()[1:]
     shards = [parse_line(line, f"{path}:{number}") for number, line in enumerate(lines, start=2)]
-    known = {path.name, _scores_file(len(shards)), *(shard["file"] for shard in shards)}
+    known = {path.name, *(shard["file"] for shard in shards)}
     for file in directory.iterdir():
-        if file.name not in known:
+        if file.name not in known and not file.match(_SCORES.format("*")):
             file.unlink()
+    if shards:
+        _remove_scores(directory, before=shards[-1]["pools"])
     return shards

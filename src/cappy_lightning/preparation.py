@@ -200,10 +200,15 @@ def _read_one(source: str) -> Iterator[Instance]:
                 yield Instance(**row)
     else:
         for where, row in file_rows([source]).read():
-            if source.endswith(".csv") and isinstance(row.get("score"), str):
-                with contextlib.suppress(ValueError):
-                    row["score"] = float(row["score"])
-            yield Instance.from_row(row, where)
+            yield Instance.from_row(_typed(row) if source.endswith(".csv") else row, where)
+
+
+def _typed(row: dict[str, Any]) -> dict[str, Any]:
+    """The cells of a CSV file as an instance has them: texts and one number, and what is empty is absent."""
+    typed: dict[str, Any] = {name: str(cell) for name, cell in row.items() if cell != ""}
+    with contextlib.suppress(ValueError, KeyError):
+        typed["score"] = float(typed["score"])
+    return typed
 
 
 def _write_once(instances: Iterable[Instance], target: Path, made_by: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@
 import hashlib
 import json
 import math
+import re
 import string
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,22 +22,37 @@ ORIGINS: tuple[Origin, ...] = ("gold", "given", "sampled", "wrong_choice", "mism
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
 
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
+#: ASCII punctuation, but no point and no minus sign of a number.
+_PUNCTUATION = re.compile(rf"(?![.-]\.?\d)[{re.escape(string.punctuation)}]")
+
+_MADE = "sha256:"
 
 
 def make_id(content: str) -> str:
-    """The id of an example that comes without one: 16 hexadecimal digits, a hash of its content."""
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
+    """The id of an example that comes without one: `sha256:` and 16 hexadecimal digits of the hash of its content."""
+    return _MADE + hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def is_made_id(identity: str) -> bool:
-    """Whether an id has the form of one of `make_id`."""
-    return len(identity) == 16 and set(identity) <= set("0123456789abcdef")
+    """Whether an id is one of `make_id`."""
+    return identity.startswith(_MADE)
 
 
 def normalize(text: str) -> str:
-    """Lower case, without ASCII punctuation and extra white space: when two answers count as the same."""
-    return " ".join(text.lower().translate(_PUNCTUATION).split()) or text.strip()
+    """Lower case, without extra white space and ASCII punctuation: when two answers count as the same.
+
+    Points and minus signs before a digit stay: 3.5 is not 35, and 5 not -5.
+    """
+    return " ".join(_PUNCTUATION.sub("", text.lower()).split()) or text.strip()
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
+def _trimmed(text: str) -> str:
+    """Without the punctuation that a sentence puts around an answer."""
+    return _folded(text).strip(" .,;:!?\"'`*()[]")
 
 
 def _text(row: dict[str, Any], key: str, where: object) -> str:
@@ -145,11 +161,16 @@ class Example:
         return self.choices[self.label or 0]
 
     def choice_of(self, response: str) -> str | None:
-        """The choice that a response stands for: the same text, else the first that is equal when normalized."""
-        if response in self.choices:
-            return response
-        own = normalize(response)
-        return next((choice for choice in self.choices if normalize(choice) == own), None)
+        """The choice that a response stands for: the one that is equal to it but for as little as possible.
+
+        That is nothing, else case and white space, else also punctuation at the ends, else all of `normalize`. None
+        where none is equal, or several are.
+        """
+        for form in (str, _folded, _trimmed, normalize):
+            own = form(response)
+            if found := {choice for choice in self.choices if form(choice) == own}:
+                return found.pop() if len(found) == 1 else None
+        return None
 
     def to_row(self) -> dict[str, Any]:
         """The JSON object of the examples contract."""
@@ -242,7 +263,7 @@ class Pool:
         return cls(
             example,
             tuple(Candidate.from_row(c, f"{where}: candidates[{i}]") for i, c in enumerate(candidates)),
-            prompt if isinstance(prompt, str) else None,
+            _unicode(prompt, "prompt", where) if isinstance(prompt, str) else None,
         )
 
     def to_row(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from cappy_lightning.backbones.backbone import Answer
 from cappy_lightning.backbones.recorded import RecordedBackbone
 from cappy_lightning.config import AnswerConfig, LabelConfig
 from cappy_lightning.records import Pool
-from cappy_lightning.sources.jsonl import read_pools
+from cappy_lightning.sources.jsonl import read_labelled_pools
 
 RECORDED = (
     "backbone.kind=recorded",
@@ -181,7 +181,7 @@ def test_with_references_there_is_a_report(cappy: Run, adapter: Path, tmp_path: 
     assert done.returncode == 0, done.stderr
     assert json.loads(report.read_text())["average"]["methods"]["cappy"]["mean"] > 0
     assert all("references" in row for row in read(out))
-    assert all(pool.example.references for pool in read_pools(out))
+    assert all(pool.example.references for pool in read_labelled_pools([out]))
 
 
 def test_one_instruction_is_answered_on_standard_output(cappy: Run, adapter: Path, pools: list[Pool]) -> None:

@@ -1,16 +1,20 @@
 """Reading row groups: what is damaged is named before a training, or in its middle; local files and URLs alike."""
 
 import hashlib
+import io
 import json
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from hand_shards import INSTANCES, refusal
 
 from cappy_lightning.data.reading import RowGroups, read_table, verify
@@ -207,3 +211,26 @@ def test_damage_behind_a_url_is_named(written: Path, url: str) -> None:
     )
     assert refusal(lambda: find_directories(f"{url}/nothing")).startswith(f"{url}/nothing: ")
     assert refusal(lambda: find_directories("nosuch://bucket/x")).startswith("nosuch://bucket/x: cannot be read (")
+
+
+def test_whatever_a_file_system_raises_in_the_middle_is_one_line(
+    written: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Expired(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise RuntimeError("the token has expired")
+
+    class Store(LocalFileSystem):
+        protocol = "store"
+
+        def open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+            return (
+                Expired(Path(path).read_bytes()) if path.endswith(".parquet") else super().open(path, mode, **options)
+            )
+
+    fsspec.register_implementation("store", Store, clobber=True)
+    manifest = read_manifest(f"store://{written}")
+    problem = "shard-00000.parquet: cannot be read (RuntimeError: the token has expired)"
+    assert problem in refusal(lambda: verify([manifest]))
+    verify([manifest], skip_errors=True)
+    assert problem in capsys.readouterr().err

@@ -126,7 +126,10 @@ def test_another_schema_version_is_refused(written: Path, version: object) -> No
     assert message == f"{written / MANIFEST}: has schema version {version!r}, expected 2; `cappy label` makes it anew"
 
 
-@pytest.mark.parametrize("change", [{"row_groups": [3, 3]}, {"tasks": {"task 0": [1]}}, {"rows": 8}])
+@pytest.mark.parametrize(
+    "change",
+    [{"row_groups": [3, 3]}, {"tasks": {"task 0": [1]}}, {"tasks": {"task 0": [10**12]}}, {"tasks": {}}, {"rows": 8}],
+)
 def test_a_manifest_that_contradicts_itself_is_refused(written: Path, change: dict[str, Any]) -> None:
     shards = json.loads((written / MANIFEST).read_text())["shards"]
     change_manifest(written, shards=[shards[0] | change, *shards[1:]])

@@ -158,8 +158,17 @@ def test_a_row_group_that_cannot_be_read_stops_the_training_by_name(
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_or_is_skipped_and_counted(damaged: Manifest, scorer: Scorer, steps: list[list[int]], workers: int) -> None:
+def test_or_is_skipped_said_and_counted(
+    damaged: Manifest, scorer: Scorer, steps: list[list[int]], workers: int, capfd: pytest.CaptureFixture[str]
+) -> None:
     batches = list(stream(damaged, scorer, workers=workers, skip_errors=True))
+    said = capfd.readouterr().err.splitlines()
+    assert {line.partition("damaged/")[2] for line in said} == {
+        f"shard-00001.parquet: is missing, expected by its manifest; its {count} instances are skipped"
+        for count in (6, 2)
+    }
+    if not workers:
+        assert len(said) == 4  # groups of 6, 6, 6 and 2 rows, each once
     assert [sorted(chain(*(rows(b) for b in batches[i : i + 4]))) for i in range(0, 16, 4)] == [
         [row for row in step if not 20 <= row < 40] for step in steps
     ]
@@ -167,10 +176,13 @@ def test_or_is_skipped_and_counted(damaged: Manifest, scorer: Scorer, steps: lis
     assert sum(batch["counts"]["pairs"] for batch in batches) == 30
 
 
-def test_validation_skips_and_counts_too(damaged: Manifest, scorer: Scorer) -> None:
+def test_validation_skips_says_and_counts_too(
+    damaged: Manifest, scorer: Scorer, capsys: pytest.CaptureFixture[str]
+) -> None:
     batches = list(EvaluationStream(RowGroups([damaged]), scorer.encoder, 8, 0, 1, skip_errors=True))
     assert [row for batch in batches for row in rows(batch)] == [*range(20), *range(40, 50)]
     assert sum(batch["counts"]["skipped"] for batch in batches) == 20
+    assert capsys.readouterr().err.count("instances are skipped") == 4
 
 
 # Validation

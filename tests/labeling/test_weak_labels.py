@@ -1,7 +1,9 @@
 """The weak-label rules."""
 
+import importlib
 import random
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -73,6 +75,19 @@ def test_gold_beats_wrong_choice_for_the_same_pair() -> None:
 def test_sampled_beats_mismatch_for_the_same_pair() -> None:
     found = label([pool("1", ["a b c"], ["a x"]), pool("2", ["a x"])], mismatches=1)
     assert [i.origin for i in found if (i.example_id, i.response) == ("1", "a x")] == ["sampled"]
+
+
+def test_a_judge_is_asked_only_for_what_has_no_stronger_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_counting_judge.py").write_text(
+        "asked = []\ndef judge(i, r, one):\n    asked.append(one)\n    return 0.5\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    candidates = (*(Candidate(text, "d") for text in ("b", "a", "c", "b")), Candidate("c", "d", score=0.25))
+    example = Example("t", "1", "i", references=("a",))
+    labeler = Labeler(LabelConfig(score="my_counting_judge:judge"), 0)
+    found = labels(list(labeler.validation([Pool(example, candidates)])))
+    assert found == [("a", 1.0, "gold"), ("c", 0.25, "given"), ("b", 0.5, "sampled")]
+    assert importlib.import_module("my_counting_judge").asked == ["b"]
 
 
 def test_no_pair_of_an_example_stands_twice() -> None:
@@ -200,9 +215,8 @@ def test_the_split_depends_on_the_seed() -> None:
 def test_a_row_or_an_instruction_is_on_one_side_whatever_is_made_of_it() -> None:
     words = [f"{number}" for number in range(64)]
     for number in words:  # by several templates
-        assert in_validation(f"row:{number}", f"{number}?", 0.5, 0) == in_validation(
-            f"row:{number}", f"A: {number}", 0.5, 0
-        )
+        for own in (f"row:{number}", f"{int(number):016x}"):
+            assert in_validation(own, f"{number}?", 0.5, 0) == in_validation(own, f"A: {number}", 0.5, 0)
     rows = [{"task": "t", "instruction": number, "references": [own]} for number in words for own in ("a", "b")]
     made = list(with_split(lambda: [Example.from_row(row, "") for row in rows], 0.5, 0)())
     assert len({example.id for example in made}) == 128

@@ -9,7 +9,7 @@ import pytest
 
 from cappy_lightning.errors import InputError
 from cappy_lightning.records import Example, Pool
-from cappy_lightning.sources.jsonl import read_examples, read_labelled_pools, read_pools
+from cappy_lightning.sources.jsonl import read_examples, read_labelled_pools
 
 EXAMPLE = {"task": "t", "id": "1", "instruction": "i", "references": ["a"]}
 POOL = EXAMPLE | {"candidates": [{"response": "a"}]}
@@ -60,9 +60,7 @@ def test_tasks_may_share_ids(tmp_path: Path, read: Callable[[Path], Any], row: d
     assert len(read(write(tmp_path / "f.jsonl", row, row | {"task": "u"}))) == 2
 
 
-@pytest.mark.parametrize(
-    "read", [read_examples, lambda path: read_labelled_pools([path]), lambda path: list(read_pools(path))]
-)
+@pytest.mark.parametrize("read", [read_examples, lambda path: read_labelled_pools([path])])
 def test_a_bad_row_is_refused_by_file_and_line(tmp_path: Path, read: Callable[[Path], Any]) -> None:
     path = write(tmp_path / "f.jsonl", POOL, {"task": "t"})
     with pytest.raises(InputError) as error:
@@ -94,26 +92,7 @@ def test_a_bad_candidate_is_refused_by_file_line_and_place(tmp_path: Path) -> No
     assert str(error.value) == f"{path}:1: candidates[1]: field 'response' is int, expected a text"
 
 
-def test_pools_to_select_from_need_no_truth_and_no_ids_of_their_own(tmp_path: Path) -> None:
-    row = {key: value for key, value in POOL.items() if key != "references"}
-    path = write(tmp_path / "f.jsonl", row, row, POOL)
-    assert [pool.example.references for pool in read_pools(path, labelled=False)] == [(), (), ("a",)]
-    with pytest.raises(InputError, match=r"f\.jsonl:1: expected either 'references' or 'choices' with 'label'$"):
-        list(read_pools(path))
-
-
-def test_pools_are_read_one_at_a_time(tmp_path: Path) -> None:
-    path = tmp_path / "f.jsonl"
-    path.write_text(json.dumps(POOL) + "\nnot JSON\n")
-    pools = read_pools(path)
-    assert next(pools).example.id == "1"
-    with pytest.raises(InputError):
-        next(pools)
-
-
-@pytest.mark.parametrize(
-    "read", [read_examples, lambda path: read_labelled_pools([path]), lambda path: list(read_pools(path))]
-)
+@pytest.mark.parametrize("read", [read_examples, lambda path: read_labelled_pools([path])])
 def test_a_file_that_is_missing_or_empty_is_refused_by_its_name(tmp_path: Path, read: Callable[[Path], Any]) -> None:
     path = tmp_path / "f.jsonl"
     for _ in range(2):

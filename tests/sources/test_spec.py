@@ -215,6 +215,41 @@ def test_a_file_of_pools_stays_what_it_is(tmp_path: Path) -> None:
     path = tmp_path / "pool.jsonl"
     path.write_text(json.dumps(row) + "\n")
     assert [pool.to_row() for pool in pools(path)] == [row]
+    path.write_text("\ufeff" + json.dumps(row) + "\nnot JSON\n")  # as some editors begin a file
+    found = Sources([str(path)]).pools()  # one at a time
+    assert next(found).to_row() == row
+    with pytest.raises(InputError, match=r"pool\.jsonl:2: not valid JSON"):
+        next(found)
+
+
+def test_pools_of_the_reference_implementation_may_have_no_answer(tmp_path: Path) -> None:
+    row = {"dataset": "t", "example_idx": 3, "instruction": "i", "references": ["a"]}
+    path = tmp_path / "t_train.jsonl"
+    path.write_text(json.dumps(row | {"flan_samples": {"greedy": [{"response": " "}]}}) + "\n")
+    (found,) = pools(path)
+    assert (found.example.id, found.example.references, found.candidates) == ("train:3", ("a",), ())
+
+
+def test_a_label_that_is_a_number_is_an_index_where_cells_have_types(tmp_path: Path) -> None:
+    rows = [{"task": "t", "instruction": "2+1?", "choices": ["1", "2", "3"], "label": label} for label in (2, "2")]
+    path = tmp_path / "quiz.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [pool.example.right_choice for pool in pools(path)] == ["3", "2"]
+    pq.write_table(pa.Table.from_pylist(rows[:1]), tmp_path / "quiz.parquet")
+    assert [pool.example.right_choice for pool in pools(tmp_path / "quiz.parquet")] == ["3"]
+    table = tmp_path / "quiz.csv"
+    table.write_text("text,label\n2+1?,2\n")
+    source = spec(tmp_path, f"{{files: [{table}], choices: ['1', '2', '3']}}")
+    assert (
+        refusal(source) == f"{table}:2: label is 2, which is both an index and one of the choices, expected one meaning"
+    )
+
+
+def test_empty_cells_of_a_list_are_none(tmp_path: Path) -> None:
+    rows = [{"instruction": "i", "references": ["x", None, ""], "responses": ["y", ""]}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "f.parquet")
+    (found,) = pools(tmp_path / "f.parquet")
+    assert (found.example.references, [one.response for one in found.candidates]) == (("x",), ["y"])
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,8 @@ def open_sources(
     """The sources, the config and the output of a command that makes something of examples."""
     shard = Shard.parse(options.shard) if options.shard else Shard()
     out = Path(options.out)
+    if not out.name:
+        raise InputError(options.out or "-o ''", "is no path of something new")
     if shard.count > 1:
         out = out / f"{part_name(shard.index, shard.count)}{suffix}"
     return *read_words(options.source, options.config, shard, *sections, labelled=labelled), out

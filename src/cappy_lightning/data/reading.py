@@ -37,6 +37,7 @@ class RowGroups:
         self.rows = np.array([rows for _, shard in self._shards for rows in shard.row_groups], dtype=np.int64)
         self._open: OrderedDict[int, pq.ParquetFile] = OrderedDict()
         self._process = os.getpid()
+        self._passed_over: set[int] = set()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -75,6 +76,12 @@ class RowGroups:
                 f"has {table.num_rows} rows, expected {shard.row_groups[local]} by its manifest",
             )
         return _checked(table.cast(pa.schema([SCHEMA.field(name) for name in columns])), f"{path}: row group {local}")
+
+    def pass_over(self, group: int, problem: InputError) -> None:
+        """Say, once for each group, that it cannot be read and is passed over."""
+        if group not in self._passed_over:
+            self._passed_over.add(group)
+            say(f"{problem}; its {self.rows[group]:,} instances are skipped")
 
     def _opened(self, number: int) -> pq.ParquetFile:
         if os.getpid() != self._process:  # file positions are shared with the process that this one was forked from
@@ -155,7 +162,8 @@ def _open_shard(path: str, shard: ShardEntry) -> pq.ParquetFile:
 
 def _problem(entry: tuple[str, ShardEntry]) -> InputError | None:
     try:
-        _verify_shard(*entry)
+        with readable(entry[0]):
+            _verify_shard(*entry)
     except InputError as error:
         return error
     return None

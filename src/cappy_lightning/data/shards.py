@@ -180,7 +180,7 @@ def read_manifest(location: str | Path, *, empty: bool = False) -> Manifest:
             made_by = dict(content.get("made_by") or {})
             if not all(sum(shard.row_groups) == shard.rows for shard in shards):
                 raise ValueError
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         raise InputError(path, "is no manifest of instances") from None
     if version != SCHEMA_VERSION:
         raise InputError(
@@ -199,5 +199,7 @@ def _entry(shard: dict[str, Any]) -> ShardEntry:
     groups = tuple(map(int, shard["row_groups"]))
     tasks = {str(task): np.array(counts, dtype=np.int32) for task, counts in shard["tasks"].items()}
     if not all(counts.shape == (len(groups),) for counts in tasks.values()):
+        raise ValueError
+    if sum(tasks.values(), np.zeros(len(groups), dtype=np.int64)).tolist() != list(groups):  # by which rows are drawn
         raise ValueError
     return ShardEntry(str(shard["file"]), int(shard["rows"]), groups, int(shard["bytes"]), str(shard["sha256"]), tasks)

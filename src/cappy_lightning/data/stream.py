@@ -74,9 +74,10 @@ class _Lane:
         whole = not counts or sum(counts.values()) == self._groups.rows[piece.group]
         try:
             table = self._groups.read(piece.group, _COLUMNS if whole else (*_COLUMNS, "task"))
-        except InputError:
+        except InputError as problem:
             if not self._skip:
                 raise
+            self._groups.pass_over(piece.group, problem)
             return pa.table({name: pa.nulls(piece.stop - piece.start, SCHEMA.field(name).type) for name in _COLUMNS})
         rows = np.arange(piece.start, piece.stop)
         if not whole:
@@ -242,9 +243,10 @@ class EvaluationStream:
             rows = slice(max(0, self.first - begin), min(int(self.groups.rows[group]), stop - begin))
             try:
                 table = self.groups.read(group, SCHEMA.names)
-            except InputError:
+            except InputError as problem:
                 if not self.skip_errors:
                     raise
+                self.groups.pass_over(group, problem)
                 yield from [dict.fromkeys(SCHEMA.names)] * (rows.stop - rows.start)
                 continue
             yield from table.slice(rows.start, rows.stop - rows.start).to_pylist()

@@ -150,7 +150,7 @@ def open_measure(score: str, tokenizer: str) -> Measure:
         sys.path.append(os.getcwd())
     try:
         function = getattr(importlib.import_module(module), name)
-    except Exception as error:  # whatever the user's module does when it is imported
+    except (Exception, SystemExit) as error:  # whatever the user's module does when it is imported
         raise InputError("label.score", f"'{score}' cannot be imported ({type(error).__name__}: {error})") from None
     if not callable(function):
         raise InputError("label.score", f"'{score}' is no function")

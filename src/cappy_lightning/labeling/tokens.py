@@ -53,7 +53,9 @@ class _Characters(dict[str, str]):
         self[word] = character
         return character
 
-    def __len__(self) -> int:
+    @property
+    def stems(self) -> int:
+        """How many different stems were met."""
         return len(self._by_stem)
 
 
@@ -70,7 +72,7 @@ class Encoder:
 
     def renew(self) -> None:
         """Forget the vocabulary once it is large; what was encoded before cannot be compared with what follows."""
-        if len(self._characters) > _MOST_STEMS:
+        if self._characters.stems > _MOST_STEMS:
             self._characters = _Characters()
 
     def encode(self, text: str) -> str:

@@ -114,12 +114,14 @@ class Labeler:
         places: list[int] = []
         for place, pool in enumerate(pools):
             example = pool.example
-            seen: set[str] = set()
+            # Of a response that is labelled stronger nobody is asked: it may be an LLM or a person who judges.
+            seen = {*example.choices, *example.references}
+            seen.update(candidate.response for candidate in pool.candidates if candidate.score is not None)
             for candidate in pool.candidates:
                 response = candidate.response
                 if candidate.score is not None:
                     labels[place].append((response, candidate.score, "given"))
-                elif response in seen or response in example.choices:
+                elif response in seen:
                     continue
                 elif example.references:
                     items.append((example.instruction, example.references, response))

@@ -15,21 +15,6 @@ T = TypeVar("T", Example, Pool)
 SAMPLES = "flan_samples"
 
 
-def read_pools(path: str | Path, *, labelled: bool = True, answered: bool = True) -> Iterator[Pool]:
-    """The pools of a file or of standard input (`-`), one at a time.
-
-    Args:
-        path: the file.
-        labelled: whether every pool must have references or choices.
-        answered: whether every pool must have candidates; else examples are pools without any.
-
-    Raises:
-        InputError: a line that is no pool.
-    """
-    for where, row in read_jsonl(path):
-        yield pool_from_row(row, where, labelled=labelled, answered=answered)
-
-
 def read_examples(path: str | Path) -> list[Example]:
     """All examples of a file, each once.
 
@@ -82,11 +67,19 @@ def pool_from_row(row: dict[str, Any], where: str, *, labelled: bool = True, ans
     [{"response", "log_likelihood_sum", "log_likelihood_mean"}]}}`; its split is that of the file's name
     (`TASK_train.jsonl`, `TASK_validation.jsonl`), and its empty responses and references are left out.
 
+    Args:
+        row: the object.
+        where: its place, for messages.
+        labelled: refuse a pool without references and choices.
+        answered: refuse a pool without candidates; else it may be an example that no LLM has answered.
+
     Raises:
         InputError: it is no pool.
     """
     if SAMPLES in row:
         row = _from_reference(row, where)
+        if not answered and not row["candidates"]:
+            del row["candidates"]
     return Pool.from_row(row, where, labelled=labelled, answered=answered)
 
 

@@ -1,5 +1,6 @@
 """Rows of data sets, one at a time: local JSON, CSV and Parquet files, and data sets of the Hugging Face hub."""
 
+import codecs
 import contextlib
 import csv
 import functools
@@ -112,12 +113,12 @@ def _line(error: Exception) -> str:
 
 def _read_json(path: str) -> Iterator[Placed]:
     with open_input(path) as stream:
-        first = stream.read(64).lstrip()[:1]
+        first = stream.read(64).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
     if first != b"[":
         yield from read_jsonl(path)
         return
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is one
         raise InputError(path, f"not valid JSON ({error})") from None
     for number, row in enumerate(content, start=1):

@@ -54,9 +54,9 @@ class Columns:
             columns = self._columns(name, row, where)
             values = [row[column] for column in columns if row[column] not in (None, "")]
             if name in LISTS:
-                texts = [text for value in values for text in (value if isinstance(value, list) else [value])]
-                if texts:
-                    found[name] = [_text(text) for text in texts]
+                cells = [cell for value in values for cell in (value if isinstance(value, list) else [value])]
+                if texts := [_text(cell) for cell in cells if cell not in (None, "")]:
+                    found[name] = texts
             elif values:
                 found[name] = values[0] if name in ("label", "score") else _text(values[0])
         if self.choices and "choices" not in found:
@@ -114,7 +114,8 @@ def _text(value: Any) -> Any:
 def _label(label: Any, choices: list[str], where: str) -> Any:
     if isinstance(label, bool):
         label = int(label)
-    if isinstance(label, int) and str(label) in choices and choices.index(str(label)) != label:
+    untyped = ".csv:" in where  # elsewhere the index is a number and the choice a text
+    if untyped and isinstance(label, int) and str(label) in choices and choices.index(str(label)) != label:
         raise InputError(
             where, f"label is {label}, which is both an index and one of the choices, expected one meaning"
         )
