@@ -8,7 +8,7 @@ from conftest import QUICKSTART_POOL, SHORT_RUN, Run
 
 from cappy_lightning import Cappy, training
 from cappy_lightning.crossfit import held_out
-from cappy_lightning.files import remove
+from cappy_lightning.files import hashes, remove
 from cappy_lightning.records import Example, Pool
 from cappy_lightning.sources.jsonl import read_labelled_pools
 
@@ -103,6 +103,22 @@ def test_what_is_exported_anew_keeps_the_fusion(cappy: Run, fused_run: Path, tmp
         done = cappy("export", source, "-o", out, "--as", "model")
         assert done.returncode == 0, done.stderr
         assert (out / "fusion.json").read_bytes() == (fused_run / "fusion.json").read_bytes()
+    Cappy.from_pretrained(fused_run / "adapter", by="fused").save_pretrained(tmp_path / "saved")
+    assert (tmp_path / "saved" / "fusion.json").read_bytes() == (fused_run / "fusion.json").read_bytes()
+
+
+def test_a_path_may_begin_with_the_home_directory(
+    fused_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cappy: Run
+) -> None:
+    (tmp_path / "mine").symlink_to(fused_run)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Cappy.from_pretrained("~/mine/adapter", by="fused").fusion
+    done = cappy("export", "~/mine/adapter", "-o", tmp_path / "exported")
+    assert (done.returncode, (tmp_path / "exported" / "fusion.json").is_file()) == (0, True), done.stderr
+    assert list(hashes(["~/mine/fusion.json"])) == [str(tmp_path / "mine" / "fusion.json")]
+    done = cappy("score", "-", "--scorer", "~no_such_user/adapter")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "~no_such_user/adapter: does not exist, expected a model directory" in done.stderr
 
 
 def test_a_scorer_without_a_fusion_is_refused(cappy: Run, lora_run: Path, tmp_path: Path) -> None:

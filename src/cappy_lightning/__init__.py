@@ -1,17 +1,19 @@
 """Cappy: a small scorer that picks the best answer of an LLM.
 
-The public names are loaded when they are first used, so that importing the package is light.
+`Cappy` is loaded when it is first used, so that importing the package is light.
 """
 
 from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from cappy_lightning.errors import InputError
+
 if TYPE_CHECKING:
     from cappy_lightning.cappy import Cappy
 
 __version__ = version("cappy-lightning")
-__all__ = ["Cappy", "__version__"]
+__all__ = ["Cappy", "InputError", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -19,7 +19,7 @@ from cappy_lightning.errors import InputError
 from cappy_lightning.instructions import fill_template
 from cappy_lightning.records import BestAnswer, Candidate, Example, Pool, Ranked, Selection, make_id
 from cappy_lightning.scorer.inference import Pair
-from cappy_lightning.scorer.pretrained import PretrainedScorer
+from cappy_lightning.scorer.pretrained import PretrainedScorer, checked_pair, checked_text
 from cappy_lightning.selection.engine import select_by_logits, select_from_pools
 from cappy_lightning.selection.fusion import FILE, Fusion, find_fusion
 
@@ -37,7 +37,7 @@ class Cappy(PretrainedScorer):
     '4'
 
     Attributes:
-        fusion: by what `select` and `rank` go beside the scorer's logit, if by anything.
+        fusion: by what answers are selected and ranked beside the scorer's logit, if by anything; not by `classify`.
     """
 
     fusion: Fusion | None = None
@@ -58,8 +58,8 @@ class Cappy(PretrainedScorer):
         """Load a scorer for inference.
 
         Args:
-            path: a saved scorer, an adapter, a base for `adapter`, or an export for ONNX Runtime; a directory or a hub
-                name.
+            path: a saved scorer, an adapter or a base for `adapter`, a directory or a hub name; or the directory of an
+                export for ONNX Runtime.
             adapter: an adapter, or one for each of several tasks; directories or hub names.
             by: `scorer`, or `fused`: responses are selected by the fusion that lies beside the adapter (or beside
                 `path`), as a training with `select.by=fused` leaves it.
@@ -78,29 +78,36 @@ class Cappy(PretrainedScorer):
         if by == "fused":
             if isinstance(adapter, Mapping):
                 raise InputError("select.by", "is fused beside several adapters, expected one")
-            place = str(adapter or path)
-            loaded.fusion = Fusion.read(find_fusion(place) or Path(place) / FILE)
+            place = path if adapter is None else adapter
+            found = find_fusion(place, revision if adapter is None else None)
+            loaded.fusion = Fusion.read(found or Path(place) / FILE)
         elif by != "scorer":
             raise InputError("by", f"is {by!r}, expected scorer or fused")
         return loaded
 
-    def select(self, instruction: str, responses: Sequence[str], task: str | None = None) -> Selection:
+    def _write(self, directory: Path) -> None:
+        super()._write(directory)
+        if self.fusion:
+            self.fusion.write(directory / FILE)
+
+    def select(self, instruction: str, responses: Iterable[str], task: str | None = None) -> Selection:
         """The best response with the scores of all; of equal ones the first.
 
         Raises:
-            InputError: no responses.
+            InputError: no responses, or what is no text.
         """
         ((selection, _),) = self.choose([_pool(instruction, responses, task)])
         return replace(selection, task=task, id=None)
 
-    def rank(self, instruction: str, responses: Sequence[str], task: str | None = None) -> list[Ranked]:
+    def rank(self, instruction: str, responses: Iterable[str], task: str | None = None) -> list[Ranked]:
         """All responses, the best first; ties keep their order.
 
         Raises:
-            InputError: no responses.
+            InputError: no responses, or what is no text.
         """
-        ((selection, values),) = self.choose([_pool(instruction, responses, task)])
-        return _ranked(responses, selection, values)
+        pool = _pool(instruction, responses, task)
+        ((selection, values),) = self.choose([pool])
+        return _ranked([candidate.response for candidate in pool.candidates], selection, values)
 
     def choose(self, pools: Iterable[Pool]) -> Iterator[tuple[Selection, Sequence[float]]]:
         """The selection of every pool, in order, and the values that decided: the logits, or the fusion's.
@@ -179,7 +186,8 @@ class Cappy(PretrainedScorer):
     ) -> Iterator[BestAnswer]:
         if self.tasks and task not in self.tasks:
             raise InputError("task", f"is {task!r}, expected one of {', '.join(self.tasks)}")
-        shown = [Example(task or "", "", asked, (response,)) for asked, response in shots]
+        pairs = [checked_pair(pair, f"shots[{place}]") for place, pair in enumerate(shots)]
+        shown = [Example(task or "", "", asked, (response,)) for asked, response in pairs]
         prompter = Prompter(config.backbone, {task or "": shown})
         examples = (_example(task or "", text) for text in instructions)
         requests = (Request(example, prompter.prompt(example)) for example in examples)
@@ -206,9 +214,9 @@ class Cappy(PretrainedScorer):
                 yield BestAnswer(None, None, (), *counts, answer.problem)
 
     def classify(
-        self, texts: Sequence[str], choices: Sequence[str], template: str = "{text}", task: str | None = None
+        self, texts: Iterable[str], choices: Iterable[str], template: str = "{text}", task: str | None = None
     ) -> list[Selection]:
-        """The best of the same choices for every text, without any LLM; of equal ones the first.
+        """The best of the same choices for every text, by the scorer without any LLM; of equal ones the first.
 
         Args:
             texts: what is to be classified.
@@ -218,20 +226,17 @@ class Cappy(PretrainedScorer):
             task: where adapters for several tasks were loaded.
 
         Raises:
-            InputError: no choices, one text instead of a list, or a template without `{text}`.
+            InputError: no choices, one text instead of a list, what is no text, or a template without `{text}`.
         """
-        for name, value in (("texts", texts), ("choices", choices)):
-            if isinstance(value, str):
-                raise InputError(name, "are one text, expected a list of texts")
+        texts, choices = _texts(texts, "texts"), _texts(choices, "choices")
         if not choices:
             raise InputError("choices", "are empty, expected at least one")
         instructions = [fill_template(template, text, choices) for text in texts]
         pairs = [(instruction, choice) for instruction in instructions for choice in choices]
         logits = self.logits(pairs, task).reshape(-1, len(choices))
         scores = self.to_scores(logits)
-        return [
-            Selection.best(own, shown, choices) for own, shown in zip(logits.tolist(), scores.tolist(), strict=True)
-        ]
+        found = (Selection.best(*own, choices) for own in zip(logits.tolist(), scores.tolist(), strict=True))
+        return [replace(selection, task=task) for selection in found]
 
 
 def _answer_config(backbone: str | Mapping[str, Any], n: int, limits: Mapping[str, float | None]) -> Config:
@@ -242,18 +247,21 @@ def _answer_config(backbone: str | Mapping[str, Any], n: int, limits: Mapping[st
 
 
 def _example(task: str, instruction: str) -> Example:
-    if not instruction.strip():
+    if not checked_text(instruction, "instruction").strip():
         raise InputError("instruction", "is empty, expected a text")
-    try:
-        return Example(task, make_id(instruction), instruction)
-    except UnicodeEncodeError:  # a lone surrogate, as Python reads bytes on a command line that are no UTF-8
-        raise InputError("instruction", "is not Unicode text") from None
+    return Example(task, make_id(instruction), instruction)
 
 
-def _pool(instruction: str, responses: Sequence[str], task: str | None) -> Pool:
-    if not responses:
+def _texts(given: Iterable[str], name: str) -> list[str]:
+    if isinstance(given, str):
+        raise InputError(name, "are one text, expected a list of texts")
+    return [checked_text(text, f"{name}[{place}]") for place, text in enumerate(given)]
+
+
+def _pool(instruction: str, responses: Iterable[str], task: str | None) -> Pool:
+    candidates = tuple(Candidate(response, "given") for response in _texts(responses, "responses"))
+    if not candidates:
         raise InputError("responses", "are empty, expected at least one")
-    candidates = tuple(Candidate(response, "given") for response in responses)
     return Pool(Example(task or "", "", instruction), candidates)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cappy_lightning.errors import InputError
+from cappy_lightning.errors import InputError, first_line
 
 #: The folder of a run that holds them.
 CHECKPOINTS = "checkpoints"
@@ -69,9 +69,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except InputError:
         raise
     except Exception as error:  # whatever unpickling raises
-        raise InputError(
-            path, f"cannot be read ({str(error).strip().splitlines()[0]}), expected a checkpoint"
-        ) from None
+        raise InputError(path, f"cannot be read ({first_line(error)}), expected a checkpoint") from None
 
 
 def _read_zero(path: Path) -> dict[str, Any]:

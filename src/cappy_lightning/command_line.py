@@ -321,6 +321,7 @@ def _parser() -> argparse.ArgumentParser:
         help="default: what the run exports itself; model: one model, adapters merged into it; onnx: the same as a"
         " graph for ONNX Runtime; onnx-int8: with weights of 8 bits, faster on CPUs and a little less exact",
     )
+    export.add_argument("--activation", choices=("sigmoid", "identity"), help="of a saved scorer that does not say it")
 
     submit = add(
         "submit",

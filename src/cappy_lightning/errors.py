@@ -1,6 +1,11 @@
 """The one exception that is the user's to mend."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an exception says first, for a message of one line; its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 class InputError(Exception):
     """Something the user gave cannot be used.
 

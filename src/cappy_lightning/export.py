@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cappy_lightning.checkpoints import CHECKPOINTS, CONFIG, latest_checkpoint, read_checkpoint
 from cappy_lightning.config import FinetuneConfig, ScorerConfig
-from cappy_lightning.errors import InputError
+from cappy_lightning.errors import InputError, first_line
 from cappy_lightning.files import atomic_path, write_text
 from cappy_lightning.model_card import checkpoint_facts, model_card
 from cappy_lightning.run_dir import CONFIG as RUN_CONFIG
@@ -20,6 +20,7 @@ from cappy_lightning.scorer.adapter import add_adapter, save_adapter
 from cappy_lightning.scorer.inference import Pair
 from cappy_lightning.scorer.model import Scorer, build_scorer
 from cappy_lightning.scorer.onnx import OnnxModel, write_onnx
+from cappy_lightning.scorer.places import expanded
 from cappy_lightning.scorer.pretrained import Floats, PretrainedScorer
 from cappy_lightning.scorer.saving import write_model
 from cappy_lightning.selection.fusion import FILE as FUSION
@@ -65,10 +66,14 @@ def rebuild(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> tuple[S
         weights: every trained parameter by its name in the LightningModule.
 
     Raises:
-        InputError: the base cannot be found or read, or a weight is missing, too many, or of another shape.
+        InputError: the base cannot be found or read, or a weight is missing, too many, or of another shape; or the
+            checkpoint is of another program or version.
     """
-    finetune = FinetuneConfig(**config["finetune"])
-    scorer = build_scorer(ScorerConfig(**config["scorer"]))
+    try:
+        finetune, base = FinetuneConfig(**config["finetune"]), ScorerConfig(**config["scorer"])
+    except (KeyError, TypeError) as error:
+        raise InputError("checkpoint", f"does not say how its scorer was made ({first_line(error)})") from None
+    scorer = build_scorer(base)
     settings = {} if finetune.mode == "full" else add_adapter(scorer, finetune)
     trained = {f"model.{name}": p for name, p in scorer.model.named_parameters() if p.requires_grad}
     constant = {f"model.{name}" for name, _ in scorer.model.named_buffers()}
@@ -168,14 +173,14 @@ def push(directory: Path, repository: str) -> str:
         made = api.create_repo(repository, exist_ok=True, private=True)
         api.upload_folder(repo_id=made.repo_id, folder_path=directory, commit_message="Export of cappy-lightning")
     except Exception as error:  # by the hub, its client, the network; each has kinds of its own
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InputError(
-            "push_to_hub", f"{directory} could not be uploaded to {repository} ({reason}); the run itself is complete"
+            "push_to_hub",
+            f"{directory} could not be uploaded to {repository} ({first_line(error)}); the run itself is complete",
         ) from None
     return str(made)
 
 
-def export_any(source: str, directory: Path, kind: str | None) -> str:
+def export_any(source: str, directory: Path, kind: str | None, activation: str | None = None) -> str:
     """The job behind `cappy export`.
 
     Args:
@@ -183,6 +188,7 @@ def export_any(source: str, directory: Path, kind: str | None) -> str:
             an adapter, or a hub name.
         directory: where the export goes.
         kind: `adapter`, `model`, `onnx` or `onnx-int8`; None: what the run exports itself.
+        activation: of a scorer that does not say it.
 
     Returns:
         what was exported, where to, and how exact it is, in one line.
@@ -190,7 +196,7 @@ def export_any(source: str, directory: Path, kind: str | None) -> str:
     Raises:
         InputError: see `read_checkpoint`, `rebuild` and `PretrainedScorer.from_pretrained`; or a kind that is missing.
     """
-    path = Path(source)
+    path = Path(expanded(source))
     if (path / RUN_CONFIG).is_file():
         latest = latest_checkpoint(path / CHECKPOINTS)
         if latest is None:
@@ -200,11 +206,11 @@ def export_any(source: str, directory: Path, kind: str | None) -> str:
     checkpoint: dict[str, Any] | None = None
     if path.suffix == ".ckpt":
         checkpoint = read_checkpoint(path)
-        if CONFIG not in checkpoint:
+        if CONFIG not in checkpoint or "state_dict" not in checkpoint:
             raise InputError(path, "does not say how its scorer was made, expected a checkpoint of a run")
         scorer, settings = rebuild(checkpoint[CONFIG], checkpoint["state_dict"])
     else:
-        scorer = PretrainedScorer.from_pretrained(source).scorer
+        scorer = PretrainedScorer.from_pretrained(source, activation=activation).scorer
         if isinstance(scorer.model, OnnxModel):
             raise InputError(source, "is an ONNX graph, expected a scorer with weights")
     kind = kind or ("adapter" if settings else "model")

@@ -242,7 +242,7 @@ def hashes(places: Iterable[str]) -> dict[str, str]:
     """
     files = [
         file
-        for place in map(Path, places)
+        for place in map(Path, map(os.path.expanduser, places))
         for file in (sorted(place.rglob("*")) if place.is_dir() else [place])
         if file.is_file()
     ]

@@ -20,7 +20,7 @@ from cappy_lightning.labeling.weak_labels import Labeler, cap_examples, in_valid
 from cappy_lightning.progress import say
 from cappy_lightning.records import Example, Instance, Pool
 from cappy_lightning.run_dir import rank
-from cappy_lightning.selection.baselines import check_names
+from cappy_lightning.selection.baselines import check_kind, check_names
 from cappy_lightning.sources.bigbench import bigbench_examples
 from cappy_lightning.sources.jsonl import read_labelled_pools
 from cappy_lightning.sources.rows import file_rows
@@ -70,8 +70,7 @@ def split_pools(config: Config, pools: Sequence[Pool]) -> tuple[list[Pool], list
         InputError: some examples name a split and some do not, or one side is empty.
     """
     data = config.data
-    if len({bool(pool.example.references) for pool in pools}) > 1:
-        raise InputError("data", "some examples have references and some choices, expected one kind")
+    check_kind(pools, "data")
     check_names(pools, config.scorer.name)
     examples = with_split(lambda: [pool.example for pool in pools], data.validation_fraction, data.seed)
     pools = [replace(pool, example=example) for pool, example in zip(pools, examples(), strict=True)]

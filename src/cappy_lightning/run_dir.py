@@ -29,6 +29,7 @@ from cappy_lightning.files import (
     write_text,
 )
 from cappy_lightning.records import Pool, Selection
+from cappy_lightning.scorer.places import expanded
 
 CONFIG, VERSIONS, METRICS, LOCK = "config.yaml", "versions.json", "metrics.json", ".lock"
 #: In `VERSIONS`: the hash of the weights that the run began with, where they lie in a directory.
@@ -224,7 +225,7 @@ def _refuse_other_run(config: Config) -> None:
 
 def _base_sha256(config: Config) -> str:
     """The hash of the weights of a base that lies in a local directory; empty for others."""
-    path = Path(config.scorer.base).expanduser()
+    path = Path(expanded(config.scorer.base))
     files = sorted(path.glob("*.safetensors")) if path.is_dir() and not config.scorer.random_weights else []
     return _sha256_of(tuple((file, file.stat().st_mtime_ns) for file in files)) if files else ""
 

@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
-from cappy_lightning.errors import InputError
+from cappy_lightning.errors import InputError, first_line
 from cappy_lightning.yaml_reading import read_yaml
 
 Schema = typing.TypeVar("Schema")
@@ -65,7 +65,7 @@ def merge(schema: type[Schema], arguments: Sequence[str]) -> Schema:
             place = where if where.startswith(f"{error.full_key}=") else f"{where}: {error.full_key or ''}"
             raise InputError(place, _reason(error, schema, overlay)) from None
         except (TypeError, ValueError, AttributeError) as error:  # OmegaConf's answer to a list for a mapping
-            raise InputError(where, str(error).splitlines()[0]) from None
+            raise InputError(where, first_line(error)) from None
     try:
         OmegaConf.resolve(merged)
         return typing.cast(Schema, OmegaConf.to_object(merged))
@@ -99,7 +99,7 @@ def _parse_argument(argument: str, mappings: Sequence[str]) -> tuple[DictConfig,
                 OmegaConf.update(overlay, name, read_yaml(value))
             return overlay, f"{name}={value}", mapping
         except Exception as error:  # OmegaConf lets the YAML parser's own errors through
-            raise InputError(argument, f"cannot be read as key=value ({str(error).splitlines()[0]})") from None
+            raise InputError(argument, f"cannot be read as key=value ({first_line(error)})") from None
     if not argument.endswith((".yaml", ".yml")):
         problem = "is neither a .yaml file nor key=value; files with data are named by a key, as in data.pool=FILE"
         raise InputError(argument, problem)
@@ -119,7 +119,7 @@ def _parse_argument(argument: str, mappings: Sequence[str]) -> tuple[DictConfig,
     try:
         return OmegaConf.create(loaded), argument, None
     except (OmegaConfBaseException, RecursionError) as error:  # an alias within its own anchor, a key of another type
-        raise InputError(argument, f"cannot be read ({next(iter(str(error).splitlines()), '')[:200]})") from None
+        raise InputError(argument, f"cannot be read ({first_line(error)[:200]})") from None
 
 
 def _find_recipe(argument: str) -> Path:

@@ -16,6 +16,7 @@ from cappy_lightning.answering.calibration import (
     _decodings,
     _held_out,
     _say_missed,
+    calibrate,
     choose_abstain,
     choose_stop,
     choose_thresholds,
@@ -174,6 +175,13 @@ def test_examples_that_were_trained_on_are_refused(
     assert len(read_held_out(written(*["train"] * 5, *[None] * 6))) == 6
     with pytest.raises(InputError, match="has 3 pools to choose by, expected at least 5"):
         read_held_out(written(*["train"] * 5, *["validation"] * 3))
+
+
+def test_rewards_of_two_kinds_are_refused(lora_run: Path, pools: list[Pool]) -> None:
+    rows = [{"task": "t", "instruction": str(n), "choices": ["a", "b"], "label": n % 2} for n in range(6)]
+    mixed = [*pools[:6], *(Pool.from_row(row, "w") for row in rows)]
+    with pytest.raises(InputError, match="pools: some examples have references and some choices, expected one kind"):
+        calibrate(Cappy.from_pretrained(lora_run / "adapter"), mixed, load_config(NO_DATA), 0.99, None)
 
 
 def test_the_decodings_of_most_pools_are_written_where_a_backbone_can_do_them() -> None:

@@ -5,6 +5,7 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from safetensors.torch import load_file
 
 from cappy_lightning.checkpoints import latest_checkpoint
 from cappy_lightning.data.shards import read_manifest
+from cappy_lightning.errors import InputError
+from cappy_lightning.export import export_any
 
 #: With dropout, so equal weights prove an equal random state.
 LONGER = (*SHORT_RUN, "scorer.dropout=0.1", "trainer.max_steps=40", "trainer.checkpoint_every=5")
@@ -135,3 +138,28 @@ def test_checkpoints_hold_no_frozen_weights_and_load_as_weights_only(undisturbed
     assert state["instances"] == 40 // per_epoch * rows + 40 % per_epoch * 16
     assert (state["order"]["data.lanes"], state["order"]["seed"]) == (64, 11111)
     assert len(json.dumps(state)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "cannot be read ("),
+        (b"PK", "cannot be read ("),
+        ({"config": {}}, "does not say how its scorer was made, expected a checkpoint of a run"),
+        ({"config": {}, "state_dict": {}}, "does not say how its scorer was made ("),
+        (
+            {"config": {"finetune": {"nothing": 1}, "scorer": {}}, "state_dict": {}},
+            "does not say how its scorer was made (",
+        ),
+    ],
+)
+def test_a_checkpoint_that_is_none_of_ours_is_refused_in_one_line(tmp_path: Path, content: Any, problem: str) -> None:
+    path = tmp_path / "step-1.ckpt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(InputError) as error:
+        export_any(str(path), tmp_path / "out", None)
+    assert problem in str(error.value)
+    assert not (tmp_path / "out").exists()

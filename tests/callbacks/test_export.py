@@ -18,7 +18,7 @@ from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from cappy_lightning import Cappy
 from cappy_lightning.errors import InputError
@@ -141,6 +141,9 @@ def test_rows_of_several_tasks_are_scored_in_one_call_by_adapters_of_several_mod
         np.abs(twice.score(pairs[:4], task=list("abab")) - Cappy.from_pretrained(layers).score(pairs[:4])).max() <= 1e-5
     )
     together = Cappy.from_pretrained("embedded", adapter=places)
+    for tasks in (["lora"], ["lora"] * 5):
+        with pytest.raises(InputError, match=f"task: has {len(tasks)} names, expected one for each of the 4 pairs"):
+            together.score(pairs[:4], task=tasks)
     tasks = [("lora", "head")[i % 3 % 2] for i in range(30)]
     scores = together.score(pairs[:30], task=tasks)
     for task, place in places.items():
@@ -162,6 +165,19 @@ def test_rows_of_several_tasks_are_scored_in_one_call_by_adapters_of_several_mod
     done = cappy("score", path, "--scorer", "embedded", *named, "--adapter", places["head"])
     assert done.returncode == 2
     assert "expected one, or TASK=ADAPTER for each task" in done.stderr
+
+
+def test_the_activation_of_a_scorer_that_does_not_say_it_can_be_told(tmp_path: Path, cappy: Run) -> None:
+    encoder = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    config = AutoConfig.for_model("bert", vocab_size=30522, num_labels=1, **encoder)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "reward")
+    AutoTokenizer.from_pretrained(resolve_base("embedded")).save_pretrained(tmp_path / "reward")
+    words = ["export", tmp_path / "reward", "-o", tmp_path / "out"]
+    refused = cappy(*words)
+    assert (refused.returncode, "does not say how its logit is to be read" in refused.stderr) == (2, True)
+    done = cappy(*words, "--activation", "identity")
+    assert done.returncode == 0, done.stderr
+    assert Cappy.from_pretrained(tmp_path / "out").scorer.activation == "identity"
 
 
 def test_onnx_runtime_gives_the_same_scores(lora_run: Path, pairs: Pairs, tmp_path: Path, cappy: Run) -> None:

@@ -1,11 +1,16 @@
 """Building scorers: architectures, heads, activations and refusals."""
 
+import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from peft import PeftModel
+from sentence_transformers import CrossEncoder
 from small_models import ARCHITECTURES, SMALL, settings
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -70,17 +75,15 @@ def test_an_adapter_trains_the_head_whole_and_survives_a_reload(model_type: str,
     loaded = Cappy.from_pretrained(tmp_path / "adapter")
     assert np.abs(loaded.score(PAIRS) - Cappy(scorer).score(PAIRS)).max() <= 1e-5
     assert np.abs(loaded.score(PAIRS) - base.score(PAIRS)).max() > 1e-3
-    types = "roberta" not in model_type
     bare = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
     plain = PeftModel.from_pretrained(bare, tmp_path / "adapter").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")
     with torch.inference_mode():
-        logits = [
-            float(plain(**tokenizer(*pair, return_tensors="pt", return_token_type_ids=types)).logits) for pair in PAIRS
-        ]
+        logits = [float(plain(**tokenizer(*pair, return_tensors="pt")).logits) for pair in PAIRS]
     assert np.abs(loaded.logits(PAIRS) - logits).max() <= 1e-5
     loaded.save_pretrained(tmp_path / "merged")
     assert np.abs(Cappy.from_pretrained(tmp_path / "merged").score(PAIRS) - loaded.score(PAIRS)).max() <= 1e-5
+    assert np.abs(loaded.score(PAIRS) - CrossEncoder(str(tmp_path / "merged")).predict(PAIRS)).max() <= 1e-5
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
@@ -130,6 +133,89 @@ def test_the_saved_scorer_remembers_activation_and_encoding(tmp_path: Path) -> N
     assert loaded.scorer.encoding_settings() == linear.scorer.encoding_settings()
     assert loaded.scorer.activation == "identity"
     assert (loaded.logits(PAIRS) == linear.logits(PAIRS)).all()
+
+
+def test_what_was_rounded_is_not_saved(tmp_path: Path) -> None:
+    save_plain(tmp_path / "plain")
+    rounded = Cappy.from_pretrained(tmp_path / "plain", max_length=40, activation="identity", dtype="bfloat16")
+    with pytest.raises(InputError, match="plain: was loaded as bfloat16, expected float32 to be saved"):
+        rounded.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
+def test_loading_leaves_the_loggers_of_the_program_as_they_were(tmp_path: Path) -> None:
+    logger = logging.getLogger("huggingface_hub")
+    before = logger.level, transformers.utils.logging.is_progress_bar_enabled()
+    logger.setLevel(logging.INFO)
+    transformers.utils.logging.enable_progress_bar()
+    Cappy.from_pretrained(save_plain(tmp_path), max_length=40, activation="identity")
+    assert (logger.level, transformers.utils.logging.is_progress_bar_enabled()) == (logging.INFO, True)
+    logger.setLevel(before[0])
+    if not before[1]:
+        transformers.utils.logging.disable_progress_bar()
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"device": "cuda:99"}, "device: cuda:99 cannot be used ("),
+        ({"device": "abacus"}, "device: abacus cannot be used ("),
+        ({"max_length": "12"}, "max_length: is '12', expected a whole number"),
+        ({"max_length": 0}, "scorer.max_length: is 0, expected room for text"),
+        ({"revision": "v1"}, "revision: is v1, but "),
+        ({"adapter": {}}, "adapter: is empty, expected an adapter for each task"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(tmp_path: Path, settings: dict[str, Any], problem: str) -> None:
+    with pytest.raises(InputError) as error:
+        Cappy.from_pretrained(save_plain(tmp_path), **{"max_length": 40, "activation": "identity"} | settings)
+    assert str(error.value).startswith(problem)
+
+
+def test_a_classifier_of_three_classes_is_no_scorer(tmp_path: Path) -> None:
+    config = AutoConfig.for_model("bert", **SMALL, max_position_embeddings=128, num_labels=3)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(resolve_base("embedded")).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"has no trained head of one output \(classifier\.bias has another shape\)"):
+        Cappy.from_pretrained(tmp_path, max_length=40)
+
+
+def test_pairs_can_come_in_whatever_form_programs_have_them(tmp_path: Path) -> None:
+    cappy = Cappy.from_pretrained(save_plain(tmp_path), max_length=40, activation="sigmoid")
+    pairs = [("a question", "yes"), ("a question", "no"), ("another", "yes")]
+    expected = cappy.score(pairs)
+    for form in ([list(pair) for pair in pairs], iter(pairs), np.array(pairs)):
+        assert (cappy.score(form) == expected).all()
+    assert cappy.score([]).shape == (0,)
+    responses, best = ["yes", "no"], cappy.select("a question", ["yes", "no"])
+    for some in (iter(responses), np.array(responses)):
+        assert cappy.select("a question", some) == best
+    assert cappy.rank("a question", iter(responses)) == cappy.rank("a question", responses)
+    (found,) = cappy.classify(np.array(["a question"]), np.array(responses))
+    assert (found.response, found.task) == (best.response, None)
+
+
+@pytest.mark.parametrize(
+    ("call", "problem"),
+    [
+        (lambda cappy: cappy.score(("yo", "no")), "pairs[0]: is 'yo', expected an instruction and a response"),
+        (lambda cappy: cappy.score([("a", "b"), ("c",)]), "pairs[1]: is \"('c',)\", expected an instruction"),
+        (lambda cappy: cappy.score([("a", None)]), "pairs[0]: None is NoneType, expected a text"),
+        (lambda cappy: cappy.score([("a", "\ud800")]), "pairs[0]: is not Unicode text"),
+        (lambda cappy: cappy.select("q", "yes"), "responses: are one text, expected a list of texts"),
+        (lambda cappy: cappy.rank("q", "yes"), "responses: are one text, expected a list of texts"),
+        (lambda cappy: cappy.select("q", ["a", 3]), "responses[1]: 3 is int, expected a text"),
+        (lambda cappy: cappy.classify(["a", None], ["b"]), "texts[1]: None is NoneType, expected a text"),
+        (lambda cappy: cappy.answer("q", shots=("ab", "cd")), "shots[0]: is 'ab', expected an instruction"),
+    ],
+)
+def test_what_is_no_pair_of_texts_is_refused_by_its_place(
+    tmp_path: Path, call: Callable[[Cappy], Any], problem: str
+) -> None:
+    cappy = Cappy.from_pretrained(save_plain(tmp_path), max_length=40, activation="sigmoid")
+    with pytest.raises(InputError) as error:
+        call(cappy)
+    assert str(error.value).startswith(problem)
 
 
 def test_a_bare_encoder_has_no_scores() -> None:

@@ -8,17 +8,20 @@ from small_models import settings
 
 from cappy_lightning.config import OptimizerConfig
 from cappy_lightning.scorer.architectures import head_names, in_head
-from cappy_lightning.scorer.metrics import BestFirst, spearman
+from cappy_lightning.scorer.metrics import best_first, spearman
 from cappy_lightning.scorer.model import build_scorer
 from cappy_lightning.scorer.module import CappyModule
 
 
 def test_best_first_counts_examples_whose_top_scored_response_is_one_of_the_best() -> None:
-    metric = BestFirst()
-    # Example 0: the best (1.0) is on top. Example 1: a worse one is. Example 2: a tie among the best.
-    metric.update(torch.tensor([0.9, 0.1, 0.2]), torch.tensor([1.0, 0.5, 0.3]), torch.tensor([0, 0, 1]))
-    metric.update(torch.tensor([0.8, 0.5, 0.6]), torch.tensor([0.1, 0.7, 0.7]), torch.tensor([1, 2, 2]))
-    assert float(metric.compute()) == pytest.approx(2 / 3)
+    # Example 0: the best (1.0) is on top. Example 1: a worse one is. Example 2: a tie among the best. 3: none is good.
+    logits, targets = torch.tensor([0.9, 0.1, 0.2, 0.8, 0.5, 0.6, 0.9]), torch.tensor([1.0, 0.5, 0.3, 0.1, 0.7, 0.7, 0])
+    assert best_first(logits, targets, torch.tensor([0, 0, 1, 1, 2, 2, 3])) == pytest.approx(2 / 3)
+    assert best_first(torch.zeros(2), torch.zeros(2), torch.tensor([5, 5])) == 0
+    mixed = torch.randperm(200, generator=torch.Generator().manual_seed(0)) // 4  # examples whose pairs lie anywhere
+    firsts = torch.tensor([float(number not in mixed[:place]) for place, number in enumerate(mixed.tolist())])
+    assert best_first(torch.ones(200), firsts, mixed) == 1  # of equal logits the first
+    assert best_first(torch.ones(200), 1 - firsts, mixed) == 0
 
 
 def test_spearman_takes_ties_as_ranks_in_the_middle() -> None:

@@ -190,7 +190,7 @@ def test_choices_are_reported_as_accuracy() -> None:
 
 def test_references_and_choices_are_not_mixed() -> None:
     pools, selections = binary(1, 1)
-    with pytest.raises(InputError, match=r"^pools: some have references and some choices, expected one kind$"):
+    with pytest.raises(InputError, match=r"^pools: some examples have references and some choices, expected one kind$"):
         make_report([*POOLS, *pools], [*SELECTIONS, *selections])
 
 

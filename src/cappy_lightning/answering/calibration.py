@@ -32,7 +32,7 @@ from cappy_lightning.errors import InputError
 from cappy_lightning.labeling.measures import open_measure
 from cappy_lightning.progress import say
 from cappy_lightning.records import Pool, Selection
-from cappy_lightning.selection.baselines import are_choices, rewards
+from cappy_lightning.selection.baselines import are_choices, check_kind, rewards
 from cappy_lightning.sources.jsonl import read_labelled_pools
 
 Floats = NDArray[np.float64]
@@ -220,8 +220,9 @@ def calibrate(
         `coverage`.
 
     Raises:
-        InputError: the precision cannot be reached.
+        InputError: the precision cannot be reached; or some pools have references and some choices.
     """
+    check_kind(pools)
     if any(candidate.decoding.startswith("beam_") for pool in pools for candidate in pool.candidates):
         say("warning: candidates of beam search are counted one by one; in answering they come together")
     measure, choices = open_measure(config.label.score, config.label.tokenizer), are_choices(pools)

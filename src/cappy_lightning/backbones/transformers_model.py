@@ -13,7 +13,7 @@ from cappy_lightning.backbones.backbone import ONLY_EMPTY, Answer, CutAnswers, R
 from cappy_lightning.backbones.decoding import Decoding
 from cappy_lightning.backbones.prompts import Prompt, stops
 from cappy_lightning.config import BackboneConfig
-from cappy_lightning.errors import InputError
+from cappy_lightning.errors import InputError, first_line
 from cappy_lightning.progress import say
 from cappy_lightning.records import Candidate
 from cappy_lightning.scorer.model import named_failures
@@ -46,7 +46,7 @@ class TransformersBackbone:
             )
             torch.empty(0, device=self._device)
         except (RuntimeError, AssertionError) as error:
-            raise InputError("backbone.device", f"is '{device}' ({str(error).splitlines()[0]})") from None
+            raise InputError("backbone.device", f"is '{device}' ({first_line(error)})") from None
         self._load(config.model, config.revision)
         if config.chat and not self._tokenizer.chat_template:
             raise InputError("backbone.chat", f"{config.model} has no chat template, expected backbone.chat=false")

@@ -83,7 +83,7 @@ def export(options: argparse.Namespace) -> int:
     out = Path(options.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(out, "exists already, expected a new or empty directory")
-    say(export_any(options.source, out, options.kind))
+    say(export_any(options.source, out, options.kind, options.activation))
     print(out)
     return 0
 

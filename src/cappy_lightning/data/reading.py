@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from cappy_lightning.data.locations import is_url, join, open_location, readable
 from cappy_lightning.data.shards import SCHEMA, Manifest, ShardEntry
-from cappy_lightning.errors import InputError
+from cappy_lightning.errors import InputError, first_line
 from cappy_lightning.progress import Ticker, say
 
 #: Shards that a reader keeps open.
@@ -68,8 +68,7 @@ class RowGroups:
             raise
         except Exception as error:  # Arrow's own, and those of every file system
             self._open.pop(number, None)
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise InputError(f"{path}: row group {local}", f"cannot be read ({reason})") from None
+            raise InputError(f"{path}: row group {local}", f"cannot be read ({first_line(error)})") from None
         if table.num_rows != shard.row_groups[local]:
             raise InputError(
                 f"{path}: row group {local}",

@@ -26,7 +26,7 @@ from torch import nn
 
 import cappy_lightning
 from cappy_lightning.config import FinetuneConfig
-from cappy_lightning.errors import InputError
+from cappy_lightning.errors import InputError, first_line
 from cappy_lightning.files import file_sha256, write_json
 from cappy_lightning.scorer.architectures import LAYERS, LORA_TARGETS, head_names
 from cappy_lightning.scorer.model import EMBEDDED, EMBEDDED_HUB_NAME, Scorer, weights_hash
@@ -210,7 +210,7 @@ def load_adapter(scorer: Scorer, directory: Path, settings: dict[str, Any], name
             else:
                 scorer.model = model = PeftModelForSequenceClassification(model, lora, adapter_name=name)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise InputError(directory, f"cannot be loaded ({str(error).strip().splitlines()[0]})") from None
+        raise InputError(directory, f"cannot be loaded ({first_line(error)})") from None
     expected = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     if odd := sorted(set(expected) ^ set(stored)):
         problem = "lacks" if odd[0] in expected else "has an unknown"

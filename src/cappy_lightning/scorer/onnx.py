@@ -101,8 +101,8 @@ class OnnxModel(nn.Module):
 
 
 def is_onnx(path: str | Path) -> bool:
-    """Whether a path is a directory that `write_onnx` has made."""
-    return (Path(path) / GRAPH).is_file()
+    """Whether a path is a directory with a graph, and without weights for torch."""
+    return (Path(path) / GRAPH).is_file() and not any(Path(path).glob("*.safetensors"))
 
 
 def read_onnx(directory: Path, activation: str | None, max_length: int | None) -> Scorer:
@@ -120,11 +120,11 @@ def read_onnx(directory: Path, activation: str | None, max_length: int | None) -
     with named_failures(str(directory)):
         config = AutoConfig.from_pretrained(directory)
         settings = checked_settings(config, str(directory))
-        if set(settings) < {"activation", "max_length", "truncate_instruction"}:
+        if not {"activation", "max_length", "truncate_instruction"} <= set(settings):
             raise ValueError("its config.json does not say how pairs are encoded")
         model = OnnxModel(directory / GRAPH, config)
         tokenizer = AutoTokenizer.from_pretrained(directory)
-        length, side = max_length or settings["max_length"], settings["truncate_instruction"]
+        length, side = settings["max_length"] if max_length is None else max_length, settings["truncate_instruction"]
         check_positions(length, config, str(directory))
         encoder = PairEncoder(tokenizer, length, side, use_segments="token_type_ids" in model.inputs)
         read_as: Activation = "sigmoid" if (activation or settings["activation"]) == "sigmoid" else "identity"

@@ -1,5 +1,6 @@
 """Where scorers and adapters lie; known without torch, so that a slip of the pen is told at once."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -37,11 +38,11 @@ def check_base(scorer: ScorerConfig) -> None:
 
 def expanded(place: str | Path) -> str | Path:
     """A path with the home directory in the place of `~`; anything else as it is."""
-    return Path(place).expanduser() if str(place).startswith("~") else place
+    return Path(os.path.expanduser(place)) if str(place).startswith("~") else place
 
 
 def _check(place: str | Path) -> None:
-    path = Path(place).expanduser()
+    path = Path(expanded(place))
     hub_name = str(place).count("/") <= 1 and not str(place).startswith((".", "/", "~"))
     if path.exists() or hub_name:
         return

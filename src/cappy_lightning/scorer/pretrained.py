@@ -2,9 +2,9 @@
 
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Self, get_args
+from typing import Any, Self, get_args
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from peft import PeftModel
 
 from cappy_lightning.config import ScorerConfig
-from cappy_lightning.errors import InputError
+from cappy_lightning.errors import InputError, first_line
 from cappy_lightning.files import atomic_path
 from cappy_lightning.scorer.adapter import find_adapter, load_adapter, read_settings
 from cappy_lightning.scorer.architectures import head_names
@@ -60,8 +60,8 @@ class PretrainedScorer:
         """Load a scorer for inference.
 
         Args:
-            path: a saved scorer, an adapter (its base is then found by its name), a base for `adapter`, or an export
-                for ONNX Runtime; a directory or a hub name.
+            path: a saved scorer, an adapter (its base is then found by its name) or a base for `adapter`, each a
+                directory or a hub name; or the directory of an export for ONNX Runtime.
             adapter: an adapter, or one for each of several tasks; directories or hub names.
             revision: of a hub name.
             activation: `sigmoid` or `identity`, for checkpoints that do not say it.
@@ -78,6 +78,12 @@ class PretrainedScorer:
             raise InputError("activation", f"is {activation!r}, expected one of {', '.join(get_args(Activation))}")
         check_places(path, adapter)
         path = expanded(path)
+        if revision is not None and Path(path).exists():
+            raise InputError("revision", f"is {revision}, but {path} is a directory, expected a hub name")
+        if max_length is not None and not isinstance(max_length, int):
+            raise InputError("max_length", f"is {max_length!r}, expected a whole number")
+        if isinstance(adapter, Mapping) and not adapter:
+            raise InputError("adapter", "is empty, expected an adapter for each task")
         if adapter is None and is_onnx(path):
             for name, value, only in (("device", device, "cpu"), ("dtype", dtype, "float32")):
                 if value not in (None, only):
@@ -108,7 +114,11 @@ class PretrainedScorer:
         for number, (directory, own_settings) in enumerate(zip(adapters.values(), stored, strict=False)):
             load_adapter(scorer, directory, own_settings, _adapter_name(number) if several else "default")
         scorer.model.eval().requires_grad_(False)
-        scorer.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"), DTYPES[dtype])
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            scorer.model.to(device, DTYPES[dtype])
+        except (RuntimeError, AssertionError) as error:  # no such device, none of it here, or too little memory
+            raise InputError("device", f"{device} cannot be used ({first_line(error)})") from None
         if dtype == "bfloat16":
             for name, module in scorer.model.named_modules():
                 if name.rpartition(".")[2] in head_names(scorer.config.model_type):
@@ -126,7 +136,7 @@ class PretrainedScorer:
             if not np.isfinite(self.logits([("Does it work?", "yes")])).all():
                 raise ValueError("its logits are no finite numbers")
 
-    def logits(self, pairs: Sequence[Pair], task: Task = None) -> Floats:
+    def logits(self, pairs: Iterable[Pair], task: Task = None) -> Floats:
         """Raw outputs of the head, [pairs]. What ranks: scores may be equal where logits are not.
 
         Args:
@@ -134,13 +144,16 @@ class PretrainedScorer:
             task: where adapters for several tasks were loaded, the task of all pairs, or one for each.
 
         Raises:
-            InputError: a task without an adapter.
+            InputError: what is no pair of texts, a task without an adapter, or not as many tasks as pairs.
         """
+        checked = [checked_pair(pair, f"pairs[{place}]") for place, pair in enumerate(pairs)]
         with self._lock:
-            return self._by_task(pairs, task) if self.tasks else self._logits(pairs)
+            return self._by_task(checked, task) if self.tasks else self._logits(checked)
 
     def _by_task(self, pairs: Sequence[Pair], task: Task) -> Floats:
         tasks = [task] * len(pairs) if task is None or isinstance(task, str) else list(task)
+        if len(tasks) != len(pairs):
+            raise InputError("task", f"has {len(tasks)} names, expected one for each of the {len(pairs)} pairs")
         by_task: dict[str, list[int]] = {name: [] for name in self.tasks}
         for index, name in enumerate(tasks):
             if name not in by_task:
@@ -163,34 +176,72 @@ class PretrainedScorer:
         scores: Floats = self.scorer.scores(torch.from_numpy(logits)).numpy()
         return scores
 
-    def score(self, pairs: Sequence[Pair], task: Task = None) -> Floats:
+    def score(self, pairs: Iterable[Pair], task: Task = None) -> Floats:
         """How correct each response is, from 0 to 1, [pairs]; equal pairs are computed once.
 
         Args:
             pairs: (instruction, response) each.
             task: where adapters for several tasks were loaded, the task of all pairs, or one for each.
+
+        Raises:
+            InputError: see `logits`.
         """
         return self.to_scores(self.logits(pairs, task))
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Save a plain model directory, adapters merged, that other libraries load as it is.
 
-        `AutoModelForSequenceClassification` gives its logits, sentence-transformers' `CrossEncoder` its
-        scores. The directory appears when all is written.
+        `AutoModelForSequenceClassification` gives its logits, sentence-transformers' `CrossEncoder` its scores (of a
+        linear regressor the logits, which may lie outside [0, 1]). The directory appears when all is written.
 
         Raises:
-            InputError: a directory with other things than a saved scorer is in the way, or this is an ONNX graph, or
-                has adapters for several tasks.
+            InputError: a directory with other things than a saved scorer is in the way, or this is an ONNX graph, has
+                adapters for several tasks, or was loaded with rounded weights.
         """
         if self.tasks:
             raise InputError(self.scorer.base, f"has adapters for {', '.join(self.tasks)}, expected one to be merged")
         if isinstance(self.scorer.model, OnnxModel):
             raise InputError(self.scorer.base, "is an ONNX graph, expected a scorer with weights")
+        if any(parameter.dtype == torch.bfloat16 for parameter in self.scorer.model.parameters()):
+            raise InputError(self.scorer.base, "was loaded as bfloat16, expected float32 to be saved")
         path = Path(directory)
         if path.is_dir() and any(path.iterdir()) and not _is_scorer(path):
             raise InputError(path, "holds other files, expected a new or empty directory, or a saved scorer")
         with atomic_path(path) as scratch:
-            write_model(self.scorer, scratch)
+            self._write(scratch)
+
+    def _write(self, directory: Path) -> None:
+        write_model(self.scorer, directory)
+
+
+def checked_pair(pair: Any, where: str) -> Pair:
+    """A pair of texts as a tuple.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        if isinstance(pair, str):  # two letters are no pair
+            raise TypeError
+        instruction, response = pair
+    except (TypeError, ValueError):
+        raise InputError(where, f"is {str(pair)[:40]!r}, expected an instruction and a response") from None
+    return checked_text(instruction, where), checked_text(response, where)
+
+
+def checked_text(text: Any, where: str) -> str:
+    """A text that a tokenizer takes.
+
+    Raises:
+        InputError: it is none.
+    """
+    if not isinstance(text, str):
+        raise InputError(where, f"{str(text)[:40]} is {type(text).__name__}, expected a text")
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a lone surrogate, as Python reads bytes on a command line that are no UTF-8
+        raise InputError(where, "is not Unicode text") from None
+    return text
 
 
 def _adapter_name(number: int) -> str:

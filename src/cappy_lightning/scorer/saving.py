@@ -6,7 +6,7 @@ from typing import Any
 
 from peft import PeftModel
 
-from cappy_lightning.files import write_json
+from cappy_lightning.files import read_json, write_json
 from cappy_lightning.scorer.model import Scorer
 
 
@@ -54,6 +54,11 @@ def write_tokenizer(scorer: Scorer, directory: Path) -> None:
     tokenizer.model_max_length = scorer.encoder.max_length
     tokenizer.truncation_side = scorer.encoder.truncate_instruction
     tokenizer.save_pretrained(directory)
+    if (
+        not scorer.encoder.use_segments
+    ):  # which a tokenizer of BERT's kind would make, for a model without a place for them
+        path = directory / "tokenizer_config.json"
+        write_json(path, read_json(path) | {"model_input_names": ["input_ids", "attention_mask"]})
 
 
 def _activation(scorer: Scorer) -> str:

@@ -138,6 +138,16 @@ def are_choices(pools: Sequence[Pool]) -> bool:
     return all({c.response for c in pool.candidates} == set(pool.example.choices) for pool in pools)
 
 
+def check_kind(pools: Sequence[Pool], where: str = "pools") -> None:
+    """Refuse examples whose rewards would be of two kinds.
+
+    Raises:
+        InputError: some have references and some choices.
+    """
+    if len({bool(pool.example.references) for pool in pools}) > 1:
+        raise InputError(where, "some examples have references and some choices, expected one kind")
+
+
 def check_names(pools: Sequence[Pool], scorer_name: str) -> None:
     """Refuse names that would stand twice in a report.
 

@@ -24,6 +24,7 @@ from cappy_lightning.labeling.rouge import RougeL
 from cappy_lightning.labeling.tokens import TOKENIZERS
 from cappy_lightning.records import Pool, Selection
 from cappy_lightning.scorer.adapter import find_adapter
+from cappy_lightning.scorer.places import expanded
 from cappy_lightning.selection.baselines import NOT_DECODED, agreement, answer_counts, first_best
 
 Floats = NDArray[np.float64]
@@ -157,19 +158,21 @@ class Fusion:
         return cls(found, content["tokenizer"])
 
 
-def find_fusion(source: str) -> Path | None:
+def find_fusion(source: str | Path, revision: str | None = None) -> Path | None:
     """The fusion beside an export, or in a run; None where there is none.
 
     Args:
         source: a directory, or the hub name of an adapter or a model.
+        revision: of a hub name.
     """
-    path = (find_adapter(source) or Path(source)) / FILE
+    source = expanded(source)
+    path = (find_adapter(source, revision) or Path(source)) / FILE
     if path.is_file():
         return path
     if Path(source).exists():
         return None
     try:
-        return Path(hf_hub_download(source, FILE))
+        return Path(hf_hub_download(str(source), FILE, revision=revision))
     except (HfHubHTTPError, HFValidationError, OSError):  # no such file or repository, or no hub
         return None
 

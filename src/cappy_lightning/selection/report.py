@@ -22,6 +22,7 @@ from cappy_lightning.selection.baselines import (
     ORACLE,
     RANDOM,
     are_choices,
+    check_kind,
     check_names,
     method_values,
     rewards,
@@ -62,8 +63,7 @@ def make_report(
             choices are mixed.
     """
     check_beside(beside, scorer_name)
-    if len({bool(pool.example.references) for pool in pools}) > 1:
-        raise InputError("pools", "some have references and some choices, expected one kind")
+    check_kind(pools)
     for name in (scorer_name, *beside):
         check_names(pools, name)
     label = label or LabelConfig()

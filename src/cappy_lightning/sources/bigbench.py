@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from cappy_lightning.errors import InputError
+from cappy_lightning.errors import InputError, first_line
 from cappy_lightning.files import atomic_path, cache_dir, make_dir, open_locked, to_line
 from cappy_lightning.progress import say
 from cappy_lightning.records import SPLITS, Example, Split
@@ -206,9 +206,7 @@ def _from_hub(task: str) -> Iterator[_Row] | None:
     try:
         splits = load_dataset(HUB_NAME, task)
     except ValueError as error:  # an unknown configuration
-        raise InputError(
-            "bigbench", f"is '{task}', which {HUB_NAME} does not have ({str(error).splitlines()[0]})"
-        ) from None
+        raise InputError("bigbench", f"is '{task}', which {HUB_NAME} does not have ({first_line(error)})") from None
     except Exception as error:  # a connection that broke, in whatever way: there is another source
         say(f"{HUB_NAME}: {type(error).__name__}, trying the archive instead")
         return None

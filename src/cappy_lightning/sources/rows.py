@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cappy_lightning.errors import InputError
+from cappy_lightning.errors import InputError, first_line
 from cappy_lightning.files import open_input, read_jsonl
 
 Row = dict[str, Any]
@@ -78,14 +78,15 @@ def hub_rows(name: str, subset: str | None, split: str, revision: str | None) ->
             return datasets.load_dataset(name, subset, revision=revision, **options)
         except RuntimeError as error:  # "Dataset scripts are no longer supported" (datasets 4 and later)
             if "script" not in str(error) or revision:
-                raise InputError(where, f"cannot be loaded ({_line(error)})") from None
+                raise InputError(where, f"cannot be loaded ({first_line(error)})") from None
         except Exception as error:  # in whatever way hub, network and files can fail
-            raise InputError(where, f"split '{split}' cannot be loaded ({_line(error)})") from None
+            raise InputError(where, f"split '{split}' cannot be loaded ({first_line(error)})") from None
         files = f"hf://datasets/{name}@refs%2Fconvert%2Fparquet/{subset or 'default'}/{split}/*.parquet"
         try:
             return datasets.load_dataset("parquet", data_files={split: files}, **options)
         except Exception as error:
-            raise InputError(where, f"is a script, and its converted files cannot be loaded ({_line(error)})") from None
+            problem = f"is a script, and its converted files cannot be loaded ({first_line(error)})"
+            raise InputError(where, problem) from None
 
     def read() -> Iterator[Placed]:
         rows = iter(load())
@@ -97,7 +98,7 @@ def hub_rows(name: str, subset: str | None, split: str, revision: str | None) ->
             except InputError:
                 raise
             except Exception as error:
-                raise InputError(f"{where}: row {number}", f"cannot be read ({_line(error)})") from None
+                raise InputError(f"{where}: row {number}", f"cannot be read ({first_line(error)})") from None
 
     def count() -> int:
         info = load().info
@@ -105,10 +106,6 @@ def hub_rows(name: str, subset: str | None, split: str, revision: str | None) ->
         return known.num_examples if known and known.num_examples else sum(1 for _ in read())
 
     return Rows(where, read, functools.cache(count))
-
-
-def _line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _read_json(path: str) -> Iterator[Placed]:
