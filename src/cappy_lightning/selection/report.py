@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -74,77 +75,102 @@ def make_report(
     by_task: dict[str, list[int]] = defaultdict(list)
     for i, pool in enumerate(pools):
         by_task[pool.example.task].append(i)
-    tasks: dict[str, Any] = {}
-    means: dict[str, dict[str, float]] = {}
-    resampled: dict[str, dict[str, Floats]] = {}
-    macro_draws: list[Floats] = []
+    parts: dict[str, _Part] = {}
     generator = np.random.default_rng(seed)
     states: dict[tuple[str, ...], Any] = {}
     for task, places in by_task.items():
         rows = (task.partition("/")[0], *(pools[i].example.id for i in places))
         own_generator = generator if rows not in states else np.random.default_rng(seed)
         own_generator.bit_generator.state = states.setdefault(rows, generator.bit_generator.state)
-        of_task = {name: [own[i] for i in places] for name, own in chosen.items()}
-        own_gains = [gains[i] for i in places]
-        values, skipped = method_values([pools[i] for i in places], own_gains, of_task, rouge)
-        matrix = np.array(list(values.values()))  # [methods, examples]
-        draws = resample(matrix, own_generator)
-        means[task] = {name: float(row.mean()) for name, row in zip(values, matrix, strict=True)}
-        resampled[task] = dict(zip(values, draws, strict=True))
-        tasks[task] = {"n_examples": len(places), **_compare(means[task], resampled[task], scorer_name)}
-        own_pools = [pools[i] for i in places]
-        if not are_choices(own_pools):
-            tasks[task]["by_candidates"] = quality_by_cost(of_task[scorer_name], own_gains, scorer_name)
-        if classes := shared_classes(own_pools):
-            pairs = zip(own_pools, of_task[final], strict=True)
-            answers = [
-                (pool.example.right_choice, pool.example.choice_of(selection.response) or selection.response)
-                for pool, selection in pairs
-            ]
-            tasks[task]["classification"], macro = class_report(classes, answers, own_generator)
-            macro_draws.append(macro)
-        if skipped:
-            tasks[task]["skipped"] = skipped | tasks[task].get("skipped", {})
-        if missing := unanswered(own_pools):
-            tasks[task]["unanswered"] = missing
-    common = [name for name in next(iter(means.values())) if all(name in m for m in means.values())]
-    names = dict.fromkeys(name for m in means.values() for name in m)
-    lacking = {
-        name: "is missing in " + ", ".join(task for task, m in means.items() if name not in m)
-        for name in names
-        if name not in common
-    }
-    average = {name: float(np.mean([m[name] for m in means.values()])) for name in common}
-    average_draws = {name: np.mean([r[name] for r in resampled.values()], axis=0) for name in common}
-    overall = {"n_tasks": len(tasks), "n_examples": len(pools), **_compare(average, average_draws, scorer_name)}
-    if curves := [task["by_candidates"] for task in tasks.values() if "by_candidates" in task]:
-        most = max(len(curve[ORACLE]) for curve in curves)  # a task with fewer candidates gives what it has
-        overall["by_candidates"] = {
-            name: [float(np.mean([curve[name][min(n, len(curve[name]) - 1)] for curve in curves])) for n in range(most)]
-            for name in curves[0]
-        }
-    if len(macro_draws) == len(tasks):
-        mean = float(np.mean([task["classification"]["macro_f1"]["mean"] for task in tasks.values()]))
-        overall["macro_f1"] = interval(mean, np.mean(macro_draws, axis=0))
-    if lacking:
-        overall["skipped"] = lacking | overall.get("skipped", {})
-    missing = Counter[str]()
-    for task in tasks.values():
-        missing.update(task.get("unanswered", {}))
-    if of_all := {name: missing[name] for name in common if missing[name]}:
-        overall["unanswered"] = of_all
+        parts[task] = _of_task(
+            [pools[i] for i in places],
+            [gains[i] for i in places],
+            {name: [own[i] for i in places] for name, own in chosen.items()},
+            scorer_name,
+            rouge,
+            own_generator,
+        )
     flat_scores, flat_gains = (
         np.array([value for own in each for value in own]) for each in ([s.scores for s in selections], gains)
     )
     return {
         "metric": measure.name if pools[0].example.references else "accuracy",
         "scorer": scorer_name,
-        "tasks": tasks,
-        "average": overall,
+        "tasks": {task: part.found for task, part in parts.items()},
+        "average": {"n_tasks": len(parts), "n_examples": len(pools), **_average(parts, scorer_name)},
         "calibration": calibration_bins(flat_scores, flat_gains),
         "length": length_bias(pools, chosen[final], gains),
         "most_wrong": most_wrong(pools, chosen[final], gains),
     }
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a task is in a report, and what the average over tasks is made of: by method the mean and its resamples."""
+
+    found: dict[str, Any]
+    means: dict[str, float]
+    draws: dict[str, Floats]
+    macro_draws: Floats | None
+
+
+def _of_task(
+    pools: Sequence[Pool],
+    gains: Sequence[Sequence[float]],
+    chosen: Mapping[str, Sequence[Selection]],
+    scorer_name: str,
+    rouge: RougeL,
+    generator: np.random.Generator,
+) -> _Part:
+    values, skipped = method_values(pools, gains, chosen, rouge)
+    matrix = np.array(list(values.values()))  # [methods, examples]
+    means = {name: float(row.mean()) for name, row in zip(values, matrix, strict=True)}
+    draws = dict(zip(values, resample(matrix, generator), strict=True))
+    found = {"n_examples": len(pools), **_compare(means, draws, scorer_name)}
+    macro_draws = None
+    if not are_choices(pools):
+        found["by_candidates"] = quality_by_cost(chosen[scorer_name], gains, scorer_name)
+    if classes := shared_classes(pools):
+        final = chosen.get(FUSED, chosen[scorer_name])
+        answers = [
+            (pool.example.right_choice, pool.example.choice_of(selection.response) or selection.response)
+            for pool, selection in zip(pools, final, strict=True)
+        ]
+        found["classification"], macro_draws = class_report(classes, answers, generator)
+    if skipped:
+        found["skipped"] = skipped | found.get("skipped", {})
+    if missing := unanswered(pools):
+        found["unanswered"] = missing
+    return _Part(found, means, draws, macro_draws)
+
+
+def _average(parts: Mapping[str, _Part], scorer_name: str) -> dict[str, Any]:
+    """The means over tasks of what all of them have, and why the rest is left out."""
+    names = list(dict.fromkeys(name for part in parts.values() for name in part.means))
+    lacking = {name: [task for task, part in parts.items() if name not in part.means] for name in names}
+    common = [name for name in names if not lacking[name]]
+    means = {name: float(np.mean([part.means[name] for part in parts.values()])) for name in common}
+    draws = {name: np.mean([part.draws[name] for part in parts.values()], axis=0) for name in common}
+    found = _compare(means, draws, scorer_name)
+    if curves := [part.found["by_candidates"] for part in parts.values() if "by_candidates" in part.found]:
+        most = max(len(curve[ORACLE]) for curve in curves)  # a task with fewer candidates gives what it has
+        found["by_candidates"] = {
+            name: [float(np.mean([curve[name][min(n, len(curve[name]) - 1)] for curve in curves])) for n in range(most)]
+            for name in curves[0]
+        }
+    macro_draws = [part.macro_draws for part in parts.values() if part.macro_draws is not None]
+    if len(macro_draws) == len(parts):
+        mean = float(np.mean([part.found["classification"]["macro_f1"]["mean"] for part in parts.values()]))
+        found["macro_f1"] = interval(mean, np.mean(macro_draws, axis=0))
+    reasons = {name: f"is missing in {', '.join(tasks)}" for name, tasks in lacking.items() if tasks}
+    if reasons:
+        found["skipped"] = reasons | found.get("skipped", {})
+    missing = Counter[str]()
+    for part in parts.values():
+        missing.update(part.found.get("unanswered", {}))
+    if of_all := {name: missing[name] for name in common if missing[name]}:
+        found["unanswered"] = of_all
+    return found
 
 
 def check_beside(names: Iterable[str], scorer_name: str) -> None:
