@@ -100,7 +100,7 @@ def desk(lora_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     """A checkout in which the reader has what the pages take for granted."""
     for name in ("conf", "train.py"):
         (tmp_path / name).symlink_to(ROOT / name)
-    for name in ("quickstart", "tickets", "mine"):
+    for name in ("quickstart", "tickets"):
         shutil.copytree(lora_run, tmp_path / "runs" / name)
     rows = [json.loads(line) for line in QUICKSTART_POOL.read_text(encoding="utf-8").splitlines()]
     split = {name: [row for row in rows if row["split"] == name][:FEW] for name in ("train", "validation")}
@@ -130,7 +130,8 @@ def desk(lora_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     answers = [row["candidates"] for row in split["train"]]
     table = {f"answer_{number + 1}": [own[number]["response"] for own in answers] for number in range(2)}
     write_table("answered.csv", {"instruction": instructions, "reference": references, **table})
-    write_instances([Instance("a", "b", 1.0, "gold", "task", "1")], tmp_path / "instances", {})
+    for name in ("instances", "instances-validation"):
+        write_instances([Instance("a", "b", 1.0, "gold", "task", "1")], tmp_path / name, {})
     (tmp_path / "mine.yaml").write_text("slurm:\n  partition: gpu\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")

@@ -328,7 +328,8 @@ def _parser() -> argparse.ArgumentParser:
         help="queue a training, recording, labelling, benchmark or export, or a chain of them, under SLURM",
         description="Check a command, write a batch script for it, and submit that. In a chain each job starts when"
         " the one before has ended well.\n\n"
-        "  cappy submit conf/pretrain.yaml conf/zero2.yaml slurm.nodes=4 slurm.gpus_per_node=8 slurm.time=24:00:00\n"
+        "  cappy submit conf/pretrain.yaml conf/zero2.yaml data.instances=instances slurm.nodes=4"
+        " slurm.gpus_per_node=8 slurm.time=24:00:00\n"
         "  cappy submit label examples.jsonl -o instances slurm.array=0-63%8\n"
         "  cappy submit --cluster mine.yaml generate examples.jsonl -o pools slurm.array=0-63%8 \\\n"
         "      then label pools -o instances then conf/pretrain.yaml data.instances=instances",

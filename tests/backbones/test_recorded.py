@@ -101,19 +101,9 @@ def test_examples_with_empty_answers_only_are_left_out(
     assert f"{reference_file}: left out without an answer: 1 example" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("row", "problem"),
-    [
-        ({"flan_samples": [], "references": []}, "field 'flan_samples' must be an object of lists"),
-        (
-            {"flan_samples": {"a": [sample("")]}, "references": ["x"], "dataset": "t", "instruction": "i"},
-            "field 'candidates' must be",
-        ),
-    ],
-)
-def test_a_bad_row_is_refused_by_file_and_line(tmp_path: Path, row: dict[str, object], problem: str) -> None:
+def test_a_bad_row_is_refused_by_file_and_line(tmp_path: Path) -> None:
     path = tmp_path / "t_train.jsonl"
-    path.write_text(json.dumps(row) + "\n")
+    path.write_text('{"flan_samples": [], "references": []}\n')
     done = run_cappy("label", path, "-o", tmp_path / "out")
     assert done.returncode == 2
-    assert f"{path}:1: {problem}" in done.stderr
+    assert f"{path}:1: field 'flan_samples' must be an object of lists" in done.stderr
