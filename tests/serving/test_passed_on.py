@@ -9,6 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,19 @@ def test_an_upstream_that_stalls_holds_its_slot_until_the_deadline(
     err = capfd.readouterr().err
     assert "chat/completions: an answer was cut off: not done in 2 s" in err
     assert "Exception in ASGI" not in err
+
+
+def test_a_request_that_is_not_done_when_the_service_ends_is_told_so(
+    cappy_scorer: Cappy, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with ThreadPoolExecutor(1) as thread, running_proxy("", lambda *_: "hang") as (upstream, _):
+        with running_service(cappy_scorer, upstream) as (url, service):
+            answer = thread.submit(post, f"{url}/v1/chat/completions", BODY)
+            while not service.gate.under_way:
+                assert not answer.done(), answer.result()
+        status, content, headers = answer.result(20)
+    assert (status, content["error"]["message"], headers["retry-after"]) == (503, "the service is ending", "1")
+    assert "Exception in ASGI" not in capfd.readouterr().err
 
 
 def test_an_upstream_that_dies_ends_the_answer(cappy_scorer: Cappy, capfd: pytest.CaptureFixture[str]) -> None:

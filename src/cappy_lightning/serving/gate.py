@@ -69,6 +69,8 @@ class Gate:
             refusal = Refusal(504, f"not done in {self._limits.timeout:g} s", "timeout")
         except ClientDisconnect:
             pass
+        except asyncio.CancelledError:  # by uvicorn, which has waited for it long enough; there is nothing to clean up
+            refusal = Refusal(503, "the service is ending", "overloaded", headers={"retry-after": "1"})
         except Exception as error:  # a mistake of ours; what it says may hold what the client sent
             place = traceback.extract_tb(error.__traceback__)[-1]
             _log.error("%s: %s (%s, line %d)", name, type(error).__name__, place.filename, place.lineno)
