@@ -26,8 +26,8 @@ def main(file: str) -> None:
         "# BIG-bench, task by task",
         "",
         "Every method on the twelve tasks of [the study](results.md#big-bench), by the command there and",
-        "`python docs/bigbench_results.py runs/bigbench/report.json`: Rouge-L × 100 with 95% paired bootstrap intervals.",
-        "`cappy` is the scorer alone.",
+        "`python docs/bigbench_results.py runs/bigbench/report.json`: Rouge-L × 100 with 95% paired bootstrap",
+        "intervals. `cappy` is the scorer alone.",
         "",
     ]
     text = "\n".join(head) + "\n" + "\n\n".join(map(markdown, [average, *tasks])) + "\n"
