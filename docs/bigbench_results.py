@@ -1,6 +1,8 @@
 """Write docs/bigbench_results.md: the tables of the study in docs/results.md, task by task.
 
-python docs/bigbench_results.py runs/bigbench/report.json
+    python docs/bigbench_results.py runs/bigbench/report.json
+
+The report is that of `cappy evaluate bigbench`.
 """
 
 import sys

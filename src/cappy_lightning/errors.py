@@ -1,4 +1,4 @@
-"""The one exception that is the user's to mend."""
+"""The one exception that is the user's to mend, and what others say in a line of it."""
 
 
 def first_line(error: BaseException) -> str:

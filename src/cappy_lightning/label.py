@@ -23,8 +23,8 @@ from cappy_lightning.records import Instance, Pool, Split
 from cappy_lightning.sources.spec import Sources
 
 JOURNAL = "journal.jsonl"
-#: The scores of the block that begins after so many pools, in ten digits.
-_SCORES = "scores-{}"
+#: The scores of blocks, each by the number of pools before it, in ten digits.
+_SCORES = "scores-*"
 
 
 def label(sources: Sources, config: Config, out: Path, split: Split) -> None:
@@ -58,7 +58,7 @@ def label(sources: Sources, config: Config, out: Path, split: Split) -> None:
         _label(sources, config, directory, split, made_by, out)
         with kept_on_failure(directory, "what is there"):
             replace(directory, out)  # with its journal, by which a repeated command would know what it is of
-            for left in (out / JOURNAL, *out.glob(_SCORES.format("*"))):
+            for left in (out / JOURNAL, *out.glob(_SCORES)):
                 left.unlink()
         lock.unlink()
     manifest = read_manifest(out, empty=True)
@@ -82,7 +82,7 @@ def _label(sources: Sources, config: Config, directory: Path, split: Split, made
             raise InputError(directory, "the input has changed since this was begun; delete it or write elsewhere")
         labeler.counts.update(shards[-1]["counts"])
     measure, rows = labeler.measure, list[Instance]()
-    scores = sum(len(KeptScores(measure, file)) for file in directory.glob(_SCORES.format("*")))
+    scores = sum(len(KeptScores(measure, file)) for file in directory.glob(_SCORES))
     if shards or scores:
         say(f"{out}: continuing, {consumed:,} examples are labelled, {scores:,} scores of the next are there")
     label_block = labeler.training if split == "train" else labeler.validation
@@ -124,11 +124,11 @@ def _label(sources: Sources, config: Config, directory: Path, split: Split, made
 
 
 def _scores_file(directory: Path, pools: int) -> Path:
-    return directory / _SCORES.format(f"{pools:010d}")
+    return directory / f"scores-{pools:010d}"
 
 
 def _remove_scores(directory: Path, before: int) -> None:
-    for file in directory.glob(_SCORES.format("*")):
+    for file in directory.glob(_SCORES):
         if file < _scores_file(directory, before):
             file.unlink()
 
@@ -165,7 +165,7 @@ def _read_journal(directory: Path, made_by: dict[str, Any]) -> list[dict[str, An
     shards = [parse_line(line, f"{path}:{number}") for number, line in enumerate(lines, start=2)]
     known = {path.name, *(shard["file"] for shard in shards)}
     for file in directory.iterdir():
-        if file.name not in known and not file.match(_SCORES.format("*")):
+        if file.name not in known and not file.match(_SCORES):
             file.unlink()
     if shards:
         _remove_scores(directory, before=shards[-1]["pools"])

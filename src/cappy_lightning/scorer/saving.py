@@ -54,9 +54,8 @@ def write_tokenizer(scorer: Scorer, directory: Path) -> None:
     tokenizer.model_max_length = scorer.encoder.max_length
     tokenizer.truncation_side = scorer.encoder.truncate_instruction
     tokenizer.save_pretrained(directory)
-    if (
-        not scorer.encoder.use_segments
-    ):  # which a tokenizer of BERT's kind would make, for a model without a place for them
+    if not scorer.encoder.use_segments:
+        # A tokenizer of BERT's kind would make segments, for which such a model has no place.
         path = directory / "tokenizer_config.json"
         write_json(path, read_json(path) | {"model_input_names": ["input_ids", "attention_mask"]})
 
