@@ -62,6 +62,13 @@ INSTEAD = {
     "--precision 0.95": "--precision 0.01",
     "max_tokens=100": "max_tokens=20",
     "max_tokens=300": "max_tokens=20",
+    "-n 12": "-n 3",
+    "n=12": "n=3",
+    "-n 8": "-n 3",
+    "temperature_0.7: 7": "temperature_0.7: 2",
+    '"chat": True': '"chat": True, "max_tokens": 20',
+    'messages=[{"role"': 'max_tokens=20, messages=[{"role"',
+    '"messages": [{"role"': '"max_tokens": 20, "messages": [{"role"',
 }
 
 

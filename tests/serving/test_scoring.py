@@ -153,7 +153,7 @@ def test_the_command_serves_until_it_is_told_to_end_and_finishes_what_is_in_work
     try:
         line = next(line for line in process.stderr if line.startswith("serving on"))
         url = line.split()[2].removesuffix("/v1,")
-        body = json.dumps({"messages": [{"role": "user", "content": "Tell me a story."}], "max_tokens": 60}).encode()
+        body = json.dumps({"messages": [{"role": "user", "content": "Tell me a story."}], "max_tokens": 20}).encode()
         with ThreadPoolExecutor(1) as thread:
             answer = thread.submit(post, f"{url}/v1/chat/completions", body, Authorization="Bearer sk-mine")
             while not _in_work(url):
