@@ -36,7 +36,8 @@ def counted(number: int, noun: str, plural: str = "") -> str:
 def warn(message: str) -> None:
     """One line on standard error that is said also to who wants to hear errors only."""
     with contextlib.suppress(OSError):  # nobody reads it any more; the work goes on
-        print(message, file=sys.stderr, flush=True)
+        # In one write: without a buffer (`python -u`) the ends of lines would be written apart, among other processes'.
+        print(f"{message}\n", end="", file=sys.stderr, flush=True)
 
 
 def console(*, stderr: bool = False) -> Console:

@@ -43,7 +43,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
 
 def stream(data: Manifest, scorer: Scorer, steps: range = range(4), micro: int = 4, **options: Any) -> TrainingStream:
-    groups = RowGroups([data])
+    groups = RowGroups([data], options.pop("skip_errors", False))
     mixture = Mixture(groups.rows, groups.tasks(), options.pop("caps", {}), options.pop("weights", {}))
     order = Order(mixture, 1, options.pop("lanes", 8), options.pop("window", 4))
     return TrainingStream(groups, order, scorer.encoder, global_size=16, micro_size=micro, steps=steps, **options)
@@ -179,7 +179,7 @@ def test_or_is_skipped_said_and_counted(
 def test_validation_skips_says_and_counts_too(
     damaged: Manifest, scorer: Scorer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    batches = list(EvaluationStream(RowGroups([damaged]), scorer.encoder, 8, 0, 1, skip_errors=True))
+    batches = list(EvaluationStream(RowGroups([damaged], skip_errors=True), scorer.encoder, 8, 0, 1))
     assert [row for batch in batches for row in rows(batch)] == [*range(20), *range(40, 50)]
     assert sum(batch["counts"]["skipped"] for batch in batches) == 20
     assert capsys.readouterr().err.count("instances are skipped") == 4

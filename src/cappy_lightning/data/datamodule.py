@@ -57,7 +57,7 @@ class CappyDataModule(pl.LightningDataModule):
             [read_manifest(directory) for directory in side] for side in (train, validation, test)
         )
         self.encoder, self.batch, self.data, self.together = encoder, batch, data, together
-        self._groups = RowGroups(self.train)
+        self._groups = self._row_groups(self.train)
         tasks = self._groups.tasks() if data.caps or data.weights else {}
         mixture = Mixture(self._groups.rows, tasks, data.caps, data.weights)
         self.order = Order(mixture, seed, data.lanes, data.window)
@@ -101,7 +101,6 @@ class CappyDataModule(pl.LightningDataModule):
             rank=trainer.global_rank,
             world=trainer.world_size,
             workers=self.data.workers,
-            skip_errors=self.data.on_error == "skip",
             pin=type(trainer.accelerator).__name__ == "CUDAAccelerator",
             together=self.together,
         )
@@ -115,9 +114,12 @@ class CappyDataModule(pl.LightningDataModule):
         return self._evaluation(self.test)
 
     def _evaluation(self, manifests: Sequence[Manifest]) -> EvaluationStream:
-        trainer = self._trainer()
-        size, skip = self.batch.validation_size, self.data.on_error == "skip"
-        return EvaluationStream(RowGroups(manifests), self.encoder, size, trainer.global_rank, trainer.world_size, skip)
+        trainer, size = self._trainer(), self.batch.validation_size
+        groups = self._row_groups(manifests)
+        return EvaluationStream(groups, self.encoder, size, trainer.global_rank, trainer.world_size)
+
+    def _row_groups(self, manifests: Sequence[Manifest]) -> RowGroups:
+        return RowGroups(manifests, skip_errors=self.data.on_error == "skip")
 
     def state_dict(self) -> dict[str, Any]:
         """Where the training stands. Checkpoints are taken at step boundaries, so steps say it all."""

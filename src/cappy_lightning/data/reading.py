@@ -26,9 +26,12 @@ class RowGroups:
 
     Args:
         manifests: of the directories, in their order.
+        skip_errors: whether what cannot be read is said, once for each group, and has empty cells, instead of being
+            raised.
     """
 
-    def __init__(self, manifests: Sequence[Manifest]) -> None:
+    def __init__(self, manifests: Sequence[Manifest], skip_errors: bool = False) -> None:
+        self._skip_errors = skip_errors
         self._shards = [
             (join(manifest.location, shard.file), shard) for manifest in manifests for shard in manifest.shards
         ]
@@ -37,7 +40,7 @@ class RowGroups:
         self.rows = np.array([rows for _, shard in self._shards for rows in shard.row_groups], dtype=np.int64)
         self._open: OrderedDict[int, pq.ParquetFile] = OrderedDict()
         self._process = os.getpid()
-        self._passed_over: set[int] = set()
+        self._skipped: set[int] = set()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -59,6 +62,18 @@ class RowGroups:
         Raises:
             InputError: it cannot be read, or is not what the manifest says; the shard and the group are named.
         """
+        try:
+            return self._read(group, columns)
+        except InputError as problem:
+            if not self._skip_errors:
+                raise
+            if group not in self._skipped:
+                self._skipped.add(group)
+                say(f"{problem}; its {self.rows[group]:,} instances are skipped")
+            schema, rows = _schema(columns), int(self.rows[group])
+            return pa.table([pa.nulls(rows, field.type) for field in schema], schema=schema)
+
+    def _read(self, group: int, columns: Sequence[str]) -> pa.Table:
         number = int(np.searchsorted(self._first, group, side="right")) - 1
         path, shard = self._shards[number]
         local = group - int(self._first[number])
@@ -74,13 +89,7 @@ class RowGroups:
                 f"{path}: row group {local}",
                 f"has {table.num_rows} rows, expected {shard.row_groups[local]} by its manifest",
             )
-        return _checked(table.cast(pa.schema([SCHEMA.field(name) for name in columns])), f"{path}: row group {local}")
-
-    def pass_over(self, group: int, problem: InputError) -> None:
-        """Say, once for each group, that it cannot be read and is passed over."""
-        if group not in self._passed_over:
-            self._passed_over.add(group)
-            say(f"{problem}; its {self.rows[group]:,} instances are skipped")
+        return _checked(table.cast(_schema(columns)), f"{path}: row group {local}")
 
     def _opened(self, number: int) -> pq.ParquetFile:
         if os.getpid() != self._process:  # file positions are shared with the process that this one was forked from
@@ -209,6 +218,10 @@ def _check_group(file: pq.ParquetFile, group: int, far: bool, where: str) -> Non
     score = statistics["score"]
     if not far or score is None or not score.has_min_max or not 0 <= score.min <= score.max <= 1:
         _checked(file.read_row_group(group, columns=["score"], use_threads=False), where)
+
+
+def _schema(columns: Sequence[str]) -> pa.Schema:
+    return pa.schema([SCHEMA.field(name) for name in columns])
 
 
 def _checked(table: pa.Table, where: str) -> pa.Table:

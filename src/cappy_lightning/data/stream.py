@@ -48,8 +48,7 @@ class _Lane:
     """The rows of one lane of an epoch, window by window."""
 
     def __init__(self, epoch: Epoch, lane: int, stream: "TrainingStream", start: int) -> None:
-        self._epoch, self._groups, self._skip = epoch, stream.groups, stream.skip_errors
-        self._together = stream.together
+        self._epoch, self._groups, self._together = epoch, stream.groups, stream.together
         self._windows = epoch.windows(lane, start)
         self._table = _EMPTY
 
@@ -72,15 +71,9 @@ class _Lane:
     def _read(self, piece: Piece) -> pa.Table:
         counts = self._epoch.kept.counts(piece.group, piece.number)
         whole = not counts or sum(counts.values()) == self._groups.rows[piece.group]
-        try:
-            table = self._groups.read(piece.group, _COLUMNS if whole else (*_COLUMNS, "task"))
-        except InputError as problem:
-            if not self._skip:
-                raise
-            self._groups.pass_over(piece.group, problem)
-            return pa.table({name: pa.nulls(piece.stop - piece.start, SCHEMA.field(name).type) for name in _COLUMNS})
+        table = self._groups.read(piece.group, _COLUMNS if whole else (*_COLUMNS, "task"))
         rows = np.arange(piece.start, piece.stop)
-        if not whole:
+        if not whole and not table["task"].null_count:  # of what cannot be read one row is as good as another
             tasks = np.array(table["task"].to_pylist(), dtype=object)
             seed = [self._epoch.order.seed, self._epoch.number, 3, piece.group, piece.number]
             rows = choose_rows(tasks, counts, seed)[rows]
@@ -136,7 +129,7 @@ class TrainingStream:
     forward, and the set behind the step, and so its gradient, stays what it is.
 
     Args:
-        groups: the row groups.
+        groups: the row groups; those that are skipped become rows of weight 0.
         order: of the instances.
         encoder: how pairs become tokens.
         global_size: pairs per optimizer step over all ranks.
@@ -145,7 +138,6 @@ class TrainingStream:
         rank: of this process.
         world: number of ranks; divides the lanes, and with `micro_size` the global size.
         workers: loader processes; 0: in this one. Each has a share of the lanes.
-        skip_errors: whether row groups that cannot be read become rows of weight 0.
         pin: whether the batches are put into pinned memory.
         together: whether the pairs of an instruction come one after the other in their lane, as far as the window
             holds them; each batch then has `example`, equal for pairs of one instruction and one lane.
@@ -163,13 +155,12 @@ class TrainingStream:
         rank: int = 0,
         world: int = 1,
         workers: int = 0,
-        skip_errors: bool = False,
         pin: bool = False,
         together: bool = False,
     ) -> None:
         self.groups, self.order, self.encoder, self.steps = groups, order, encoder, steps
         self.global_size, self.micro_size, self.rank, self.world = global_size, micro_size, rank, world
-        self.workers, self.skip_errors, self.pin, self.together = workers, skip_errors, pin, together
+        self.workers, self.pin, self.together = workers, pin, together
 
     def __iter__(self) -> Iterator[Batch]:
         shares = iter(
@@ -207,18 +198,15 @@ class EvaluationStream:
     pairs of one example.
 
     Args:
-        groups: the row groups.
+        groups: the row groups; those that are skipped become rows of weight 0.
         encoder: how pairs become tokens.
         size: pairs per rank and forward.
         rank: of this process.
         world: number of ranks.
-        skip_errors: whether row groups that cannot be read become rows of weight 0.
     """
 
-    def __init__(
-        self, groups: RowGroups, encoder: PairEncoder, size: int, rank: int, world: int, skip_errors: bool = False
-    ) -> None:
-        self.groups, self.encoder, self.size, self.skip_errors = groups, encoder, size, skip_errors
+    def __init__(self, groups: RowGroups, encoder: PairEncoder, size: int, rank: int, world: int) -> None:
+        self.groups, self.encoder, self.size = groups, encoder, size
         self.batches = -(-int(groups.rows.sum()) // (size * world))
         self.first = rank * self.batches * size
 
@@ -241,14 +229,7 @@ class EvaluationStream:
             if begin >= stop:
                 return
             rows = slice(max(0, self.first - begin), min(int(self.groups.rows[group]), stop - begin))
-            try:
-                table = self.groups.read(group, SCHEMA.names)
-            except InputError as problem:
-                if not self.skip_errors:
-                    raise
-                self.groups.pass_over(group, problem)
-                yield from [dict.fromkeys(SCHEMA.names)] * (rows.stop - rows.start)
-                continue
+            table = self.groups.read(group, SCHEMA.names)
             yield from table.slice(rows.start, rows.stop - rows.start).to_pylist()
 
 
