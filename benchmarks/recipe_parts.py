@@ -1,10 +1,11 @@
-"""What the ranking loss of conf/bigbench.yaml gives, and longer training with it, on training examples alone.
+"""What the parts of the recipe conf/bigbench.yaml are worth, on training examples alone.
 
     python benchmarks/record_pools.py runs/pools auto_categorization object_counting tense
-    python benchmarks/ranking_loss.py runs/pools runs/ranking_loss [key=value ...]
+    python benchmarks/recipe_parts.py runs/pools runs/pretrain_small/model runs/recipe_parts [key=value ...]
 
 Three tasks, their training examples (up to 200) in two folds, seed 1: a scorer that has not seen an example selects for
-it. Each training is a run of its own; what is finished is not done again. Prints a table and writes `results.json`.
+it. The second argument is a scorer that has seen none of the tasks, to begin with instead of the bare encoder. Each
+training is a run of its own; what is finished is not done again. Prints a table and writes `results.json`.
 """
 
 import sys
@@ -31,12 +32,16 @@ Floats = NDArray[np.float64]
 
 #: Of different kinds, fixed before the first result: naming a category, counting, rewriting.
 TASKS = ("auto_categorization", "object_counting", "tense")
-#: The first is what the others are compared with; the last is the recipe. Each differs from it in one thing.
+RECIPE = "the recipe"
+#: Each differs from the recipe in what it is called by.
 SETTINGS = {
-    "squared error alone": ("optimizer.ranking=0",),
-    "squared error alone, pairs of all examples mixed": ("optimizer.ranking=0", "data.lanes=64"),
-    "ranking too, half as long": ("trainer.epochs=4",),
-    "ranking too": (),
+    "without the ranking loss": ("optimizer.ranking=0",),
+    "without it, pairs of all examples mixed": ("optimizer.ranking=0", "data.lanes=64"),
+    "half as long": ("trainer.epochs=4",),
+    RECIPE: (),
+    "twice as long": ("trainer.epochs=16",),
+    "eight mismatches an example": ("label.mismatches=8",),
+    "from a pretrained scorer": ("scorer.base={pretrained}",),
 }
 
 
@@ -55,7 +60,7 @@ def select(file: Path, task: str, words: tuple[str, ...], out: Path) -> tuple[li
     return held, selections
 
 
-def main(folder: str, results: str, *more: str) -> None:
+def main(folder: str, pretrained: str, results: str, *more: str) -> None:
     """Everything that is not done yet, then the table."""
     out, rouge, measure = Path(results), RougeL("paper"), open_measure("rouge_l", "paper")
     by_task: dict[str, dict[str, Floats]] = {}
@@ -63,16 +68,14 @@ def main(folder: str, results: str, *more: str) -> None:
         chosen = {}
         for number, (name, words) in enumerate(SETTINGS.items()):
             say(f"{task}: {name}")
-            pools, chosen[name] = select(
-                Path(folder) / f"{task}.jsonl", task, (*words, *more), out / task / str(number)
-            )
+            own = (*(word.format(pretrained=pretrained) for word in words), *more)
+            pools, chosen[name] = select(Path(folder) / f"{task}.jsonl", task, own, out / task / str(number))
         values, _ = method_values(pools, rewards(pools, measure), chosen, rouge)
         by_task[task] = {name: np.array(row) for name, row in values.items()}
-    first = next(iter(SETTINGS))
     found: dict[str, Any] = {}
     for name in (RANDOM, ORACLE, *SETTINGS):
         rows = [own[name] for own in by_task.values()]
-        gains = [own[name] - own[first] for own in by_task.values()]
+        gains = [own[name] - own[RECIPE] for own in by_task.values()]
         generator = np.random.default_rng(0)
         draws = np.mean([resample(own[None], generator)[0] for own in gains], axis=0)
         found[name] = {
@@ -86,7 +89,7 @@ def main(folder: str, results: str, *more: str) -> None:
         gain = own["better_by"]
         told = f"{100 * gain['mean']:+.1f} [{percent_range(gain, '+')}]"
         means = [f"{100 * value:.1f}" for value in (*own["tasks"].values(), own["mean"])]
-        print(f"| {name} | {' | '.join(means)} | {told if name in SETTINGS and name != first else ''} |")
+        print(f"| {name} | {' | '.join(means)} | {told if name in SETTINGS and name != RECIPE else ''} |")
     say(f"results: {out / 'results.json'}")
 
 
