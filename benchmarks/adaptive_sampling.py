@@ -4,8 +4,9 @@
 
 Of each run: the scorer that it has exported, and the recorded candidates of its validation examples. Thresholds are
 those of `cappy calibrate` with one candidate at a time: a fifth of the examples is judged by thresholds chosen on the
-other four. The precision that is asked for is the mean reward of the surer half of the examples. Prints tables as
-Markdown, and writes `adaptive_sampling.json` and `adaptive_sampling.png` into OUT.
+other four. The precision that is asked for is the mean reward of the surer half of the examples; where it cannot be
+reached, that is said, and the run is left out of the second table. Prints tables as Markdown, and writes
+`adaptive_sampling.json` and `adaptive_sampling.png` into OUT.
 """
 
 import sys
@@ -18,6 +19,7 @@ from matplotlib.figure import Figure
 from cappy_lightning import Cappy
 from cappy_lightning.answering.calibration import calibrate
 from cappy_lightning.config_loading import load_config
+from cappy_lightning.errors import InputError
 from cappy_lightning.files import make_dir, write_json
 from cappy_lightning.page import write_picture
 from cappy_lightning.preparation import validation_pools
@@ -35,7 +37,11 @@ def calibrated(run: Path) -> dict[str, Any]:
     cappy = Cappy.from_pretrained(export, by=config.select.by)
     stopping = calibrate(cappy, pools, config, 1.0, None)
     surer_half = next(reward for share, reward in stopping["coverage"] if share >= 0.5)
-    both = calibrate(cappy, pools, config, 1.0, surer_half)
+    try:
+        both = calibrate(cappy, pools, config, 1.0, surer_half)
+    except InputError as problem:  # an abstention takes more candidates, and of a few examples may not gain by them
+        say(f"{run}: {problem}")
+        return {**stopping, "abstaining": None}
     return {**stopping, "abstaining": {**both["abstaining"], "candidates": both["stopping"]["candidates"]}}
 
 
@@ -98,7 +104,8 @@ def main() -> None:
         "\n| run | all answered | precision asked for | precision | answered | candidates |\n|---|---|---|---|---|---|"
     )
     for name, result in found.items():
-        chosen = result["abstaining"]
+        if (chosen := result["abstaining"]) is None:
+            continue
         precision = "" if chosen["precision"] is None else f"{100 * chosen['precision']:.1f}"
         print(
             f"| {name} | {100 * result['coverage'][-1][1]:.1f} | {100 * chosen['asked']:.1f} | {precision} |"
