@@ -10,12 +10,12 @@ the peak of the process' memory.
 import argparse
 import json
 import random
-import resource
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from peak_memory import peak_mib
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, get_linear_schedule_with_warmup
 
@@ -95,7 +95,7 @@ def main() -> None:
         "examples": len(examples),
         "steps": len(steps),
         "seconds": seconds,
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "peak_mib": peak_mib(),
         "last_loss": loss.item(),
     }
     model = model.merge_and_unload() if options.mode == "lora" else model

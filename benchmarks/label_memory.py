@@ -15,14 +15,7 @@ import time
 from pathlib import Path
 
 QUICKSTART = Path(__file__).parent.parent / "data" / "quickstart" / "pool.jsonl"
-
-CHILD = """
-import resource, sys
-from cappy_lightning.cli import main
-code = main(sys.argv[1:])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
-sys.exit(code)
-"""
+PEAK_MEMORY = Path(__file__).with_name("peak_memory.py")
 
 
 def write_pools(source: Path, path: Path, pairs: int) -> int:
@@ -57,7 +50,7 @@ def main() -> None:
     for pairs in options.pairs:
         with tempfile.TemporaryDirectory() as scratch:
             written = write_pools(options.pool, Path(scratch, "pool.jsonl"), pairs)
-            command = [sys.executable, "-c", CHILD, "label", f"{scratch}/pool.jsonl", "-o", f"{scratch}/out"]
+            command = [sys.executable, PEAK_MEMORY, "label", f"{scratch}/pool.jsonl", "-o", f"{scratch}/out"]
             begun = time.perf_counter()
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             seconds = time.perf_counter() - begun

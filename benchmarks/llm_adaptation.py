@@ -43,20 +43,18 @@ RECIPE = ("conf/bigbench.yaml", "data.max_train=150", "data.max_validation=75", 
 SHOTS = {"no examples": 0, "three examples": 3}
 FINETUNED = "finetuned by LoRA"
 
-CHILD = """
-import json, resource, sys
-from cappy_lightning.cli import main
-code = main(sys.argv[1:])
-print(json.dumps({"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}))
-sys.exit(code)
-"""
 
-
-def run(*command: object) -> dict[str, Any]:
-    """Run a child of this Python; its last line, JSON, with the seconds that the whole process took."""
+def run(*command: object) -> tuple[Any, float]:
+    """Run a child of this Python; its last line, as JSON, and the seconds that the whole process took."""
     begin = time.perf_counter()
     done = subprocess.run([sys.executable, *map(str, command)], stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1]) | {"process_seconds": time.perf_counter() - begin}
+    return json.loads(done.stdout.splitlines()[-1]), time.perf_counter() - begin
+
+
+def finetune_llm(pool: Path, out: Path, mode: str = "lora") -> dict[str, Any]:
+    """Finetune the LLM on the training examples of a pool; what it cost."""
+    cost, seconds = run("benchmarks/finetune_llm.py", pool, out, "--mode", mode)
+    return {**cost, "process_seconds": seconds}
 
 
 def prompted(task: str, recorded: Path, folder: Path, more: Sequence[str]) -> dict[str, Any]:
@@ -82,7 +80,7 @@ def finetuned(folder: Path) -> dict[str, Any]:
     if not pool.exists():
         if not (folder / "llm.json").exists():
             say(f"finetuning the LLM: {llm}")
-            write_json(folder / "llm.json", run("benchmarks/finetune_llm.py", folder / "pool.jsonl", llm))
+            write_json(folder / "llm.json", finetune_llm(folder / "pool.jsonl", llm))
         held = [
             one.example for one in read_labelled_pools([folder / "pool.jsonl"]) if one.example.split == "validation"
         ]
@@ -104,15 +102,16 @@ def costs(pool: Path, folder: Path) -> dict[str, dict[str, Any]]:
             out = folder / f"scorer-{mode}"
             remove(out)  # what was interrupted would go on, and seem to take less
             words = (*RECIPE, f"data.pool={pool}", f"finetune.mode={mode}", "trainer.validations=1", f"run_dir={out}")
-            cost = run("-c", CHILD, "train", *words)
+            peak, seconds = run("benchmarks/peak_memory.py", "train", *words)
             metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
-            write_json(path, cost | {"trained": int(metrics["parameters_trained"])})
+            trained = int(metrics["parameters_trained"])
+            write_json(path, {"peak_mib": peak, "process_seconds": seconds, "trained": trained})
         found[f"scorer, {mode}"] = json.loads(path.read_text(encoding="utf-8"))
     for mode in ("lora", "full"):
         path = folder / f"llm-{mode}.json"
         if not path.exists():
             say(f"cost: {path.stem}")
-            write_json(path, run("benchmarks/finetune_llm.py", pool, folder / f"llm-{mode}", "--mode", mode))
+            write_json(path, finetune_llm(pool, folder / f"llm-{mode}", mode))
         found[f"LLM, {mode}"] = json.loads(path.read_text(encoding="utf-8"))
     return found
 

@@ -20,14 +20,7 @@ from side_by_side import machine
 from cappy_lightning.sources.jsonl import read_labelled_pools
 
 QUICKSTART = Path(__file__).parent.parent / "data" / "quickstart" / "pool.jsonl"
-
-CHILD = """
-import resource, sys
-from cappy_lightning.cli import main
-code = main(sys.argv[1:])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
-sys.exit(code)
-"""
+PEAK_MEMORY = Path(__file__).with_name("peak_memory.py")
 
 
 def main() -> None:
@@ -51,7 +44,7 @@ def main() -> None:
                     file.write(json.dumps({"instruction": instructions[i], "response": responses[j]}) + "\n")
             words = ["score", f"{scratch}/pairs.jsonl", "--scorer", options.scorer, "-o", f"{scratch}/scores.jsonl"]
             begin = time.perf_counter()
-            done = subprocess.run([sys.executable, "-c", CHILD, *words], capture_output=True, text=True, check=False)
+            done = subprocess.run([sys.executable, PEAK_MEMORY, *words], capture_output=True, text=True, check=False)
             seconds = time.perf_counter() - begin
         if done.returncode:
             sys.exit(done.stderr)
