@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 from cappy_lightning import Cappy
 from cappy_lightning.backbones.generate import record_pools
 from cappy_lightning.config_loading import load_config
-from cappy_lightning.files import remove, to_line, write_json, write_text
+from cappy_lightning.files import read_json, remove, to_line, write_json, write_text
 from cappy_lightning.page import write_picture
 from cappy_lightning.preparation import prepare
 from cappy_lightning.progress import say
@@ -67,7 +67,7 @@ def prompted(task: str, recorded: Path, folder: Path, more: Sequence[str]) -> di
         config = load_config([*words, f"run_dir={folder / name.replace(' ', '_')}"])
         if code := finish(config):
             sys.exit(code)
-        reports[name] = json.loads(Path(config.run_dir, "report.json").read_text(encoding="utf-8"))
+        reports[name] = read_json(Path(config.run_dir) / "report.json")
     prepared = prepare(config, Path(config.run_dir) / "instances")
     pools = prepared.train_pools + prepared.validation_pools
     write_text(folder / "pool.jsonl", "".join(to_line(pool.to_row()) for pool in pools))
@@ -103,16 +103,16 @@ def costs(pool: Path, folder: Path) -> dict[str, dict[str, Any]]:
             remove(out)  # what was interrupted would go on, and seem to take less
             words = (*RECIPE, f"data.pool={pool}", f"finetune.mode={mode}", "trainer.validations=1", f"run_dir={out}")
             peak, seconds = run("benchmarks/peak_memory.py", "train", *words)
-            metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+            metrics = read_json(out / "metrics.json")
             trained = int(metrics["parameters_trained"])
             write_json(path, {"peak_mib": peak, "process_seconds": seconds, "trained": trained})
-        found[f"scorer, {mode}"] = json.loads(path.read_text(encoding="utf-8"))
+        found[f"scorer, {mode}"] = read_json(path)
     for mode in ("lora", "full"):
         path = folder / f"llm-{mode}.json"
         if not path.exists():
             say(f"cost: {path.stem}")
             write_json(path, finetune_llm(pool, folder / f"llm-{mode}", mode))
-        found[f"LLM, {mode}"] = json.loads(path.read_text(encoding="utf-8"))
+        found[f"LLM, {mode}"] = read_json(path)
     return found
 
 
