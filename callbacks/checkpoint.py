@@ -12,7 +12,7 @@ from cappy_lightning.callbacks.results import Results
 from lightning.pytorch.trainer.states import TrainerFn
 
 from cappy_lightning.checkpoints import checkpoint_name, checkpoint_step
-from cappy_lightning.files import remove
+from cappy_lightning.files import disk_errors_named, remove
 from cappy_lightning.progress import say
 from cappy_lightning.run_dir import job_folder
 from cappy_lightning.slurm.restarts import note_told
@@ -161,7 +161,8 @@ class RunCheckpoint(pl.Callback):
         if trainer.is_global_zero:
             remove(partial)  # of a kill: shards of more ranks, or a directory in the place of a file
         trainer.strategy.barrier("nothing is in the way")
-        trainer.save_checkpoint(partial)
+        with disk_errors_named(partial):
+            trainer.save_checkpoint(partial)
         trainer.strategy.barrier("every shard is written")
         if trainer.is_global_zero:
             remove(path)

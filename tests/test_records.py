@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cappy_lightning.errors import InputError
-from cappy_lightning.records import Candidate, Example, Instance, Pool, Selection, normalize
+from cappy_lightning.matching import normalize
+from cappy_lightning.records import Candidate, Example, Instance, Pool, Selection
 
 EXAMPLE = {"task": "sums", "instruction": "1+1?", "references": ["2", "two"]}
 CHOICE = {"task": "sums", "instruction": "1+1?", "choices": ["2", "3"], "label": 0}

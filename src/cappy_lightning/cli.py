@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import errno
 import os
 import signal
 import sys
@@ -11,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from cappy_lightning.command_line import parse
 from cappy_lightning.commands import choosing, data, runs
 from cappy_lightning.errors import InputError
+from cappy_lightning.files import DISK_ERRORS
 from cappy_lightning.progress import set_quiet, warn
 
 #: Commands that go on where they were stopped, when they are given once more.
@@ -43,10 +43,6 @@ def _stopped_by_signals() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
-#: What a disk says that is full or broken.
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS)
-
-
 def entry() -> None:
     """The console command."""
     sys.exit(main(sys.argv[1:]))
@@ -77,7 +73,7 @@ def main(arguments: Sequence[str]) -> int:
         _drop_output()
         return 128 + signal.SIGPIPE
     except OSError as error:
-        if error.errno not in _FULL:
+        if error.errno not in DISK_ERRORS:
             raise
         warn(f"cappy: {error.filename or 'output'}: cannot be written ({error.strerror})")
         _drop_output()

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import hashlib
 import json
@@ -13,7 +14,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
+from safetensors import SafetensorError
+
 from cappy_lightning.errors import InputError
+
+#: What a disk says that is full or broken.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE, errno.EROFS)
 
 #: What the name of a file ends in while it is written.
 _SCRATCH = ".scratch"
@@ -70,10 +76,37 @@ def atomic_path(path: Path) -> Iterator[Path]:
     if old.exists() and not path.exists():  # a kill between the two renames of `replace`
         os.rename(old, path)
     try:
-        yield scratch
+        with disk_errors_named(path):
+            yield scratch
         replace(scratch, path)
     finally:
         remove(scratch)
+
+
+@contextlib.contextmanager
+def disk_errors_named(path: Path) -> Iterator[None]:
+    """Where a library writes `path` in this block: a full or broken disk is told as an `OSError` with that name.
+
+    Libraries leave the name out, and some raise errors of their own.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        number, problem = _disk_error(error)
+        if number not in DISK_ERRORS or getattr(error, "filename", None):
+            raise
+        raise OSError(number, problem, str(path)) from error
+
+
+def _disk_error(error: Exception) -> tuple[int, str]:
+    """The number and the words of what the operating system said; 0 where it was nothing of its."""
+    if isinstance(error, OSError):
+        return error.errno or 0, error.strerror or ""
+    if found := re.search(r"\(os error (\d+)\)", str(error)):  # of safetensors
+        return int(found[1]), os.strerror(int(found[1]))
+    if "inline_container.cc" in str(error):  # of torch.save, which does not say why
+        return errno.EIO, "PyTorch failed to write it"
+    return 0, ""
 
 
 def is_scratch(name: str) -> bool:

@@ -124,7 +124,7 @@ def _label(sources: Sources, config: Config, directory: Path, split: Split, made
 
 
 def _scores_file(directory: Path, pools: int) -> Path:
-    return directory / f"scores-{pools:010d}"
+    return directory / _SCORES.replace("*", f"{pools:010d}")
 
 
 def _remove_scores(directory: Path, before: int) -> None:

@@ -7,13 +7,12 @@
 import hashlib
 import json
 import math
-import re
-import string
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from cappy_lightning.errors import InputError
+from cappy_lightning.matching import matching_choice
 
 Origin = Literal["gold", "wrong_choice", "mismatch", "sampled", "given"]
 #: Strongest first: of two instances with the same pair the one with the earlier origin stays.
@@ -21,9 +20,6 @@ ORIGINS: tuple[Origin, ...] = ("gold", "given", "sampled", "wrong_choice", "mism
 
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
-
-#: ASCII punctuation, but no point and no minus sign of a number.
-_PUNCTUATION = re.compile(rf"(?![.-]\.?\d)[{re.escape(string.punctuation)}]")
 
 _MADE = "sha256:"
 
@@ -36,23 +32,6 @@ def make_id(content: str) -> str:
 def is_made_id(identity: str) -> bool:
     """Whether an id is one of `make_id`."""
     return identity.startswith(_MADE)
-
-
-def normalize(text: str) -> str:
-    """Lower case, without extra white space and ASCII punctuation: when two answers count as the same.
-
-    Points and minus signs before a digit stay: 3.5 is not 35, and 5 not -5.
-    """
-    return " ".join(_PUNCTUATION.sub("", text.lower()).split()) or text.strip()
-
-
-def _folded(text: str) -> str:
-    return " ".join(text.lower().split())
-
-
-def _trimmed(text: str) -> str:
-    """Without the punctuation that a sentence puts around an answer."""
-    return _folded(text).strip(" .,;:!?\"'`*()[]")
 
 
 def _text(row: dict[str, Any], key: str, where: object) -> str:
@@ -161,16 +140,8 @@ class Example:
         return self.choices[self.label or 0]
 
     def choice_of(self, response: str) -> str | None:
-        """The choice that a response stands for: the one that is equal to it but for as little as possible.
-
-        That is nothing, else case and white space, else also punctuation at the ends, else all of `normalize`. None
-        where none is equal, or several are.
-        """
-        for form in (str, _folded, _trimmed, normalize):
-            own = form(response)
-            if found := {choice for choice in self.choices if form(choice) == own}:
-                return found.pop() if len(found) == 1 else None
-        return None
+        """The choice that a response stands for; see `matching_choice`."""
+        return matching_choice(response, self.choices)
 
     def to_row(self) -> dict[str, Any]:
         """The JSON object of the examples contract."""

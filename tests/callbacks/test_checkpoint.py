@@ -1,6 +1,7 @@
 """Interrupted runs continue with the very next step and end where an undisturbed run ends."""
 
 import json
+import re
 import shutil
 import signal
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import small_disk
 import torch
 from conftest import SHORT_RUN, Run
 from forked import Forked
@@ -75,6 +77,23 @@ def test_a_run_with_loader_processes_is_saved_when_its_whole_group_is_told_to_st
     assert returned == code, error
     assert "stopped and saved" in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("more", "name"),
+    [((), "adapter_best"), (("trainer.checkpoint_every=1",), r"checkpoints/step-\d+\.partial")],
+    ids=["export", "checkpoint"],
+)
+def test_a_full_disk_is_told_by_the_name_of_what_was_written_and_the_run_continues(
+    tmp_path: Path, cappy: Run, more: tuple[str, ...], name: str
+) -> None:
+    words = ("train", *SHORT_RUN, *more, f"run_dir={tmp_path}/run")
+    stopped = Forked(tmp_path / "printed", *words, program=small_disk.run)
+    assert stopped.wait() == 2, stopped.stderr
+    expected = rf"^cappy: \S+/run/{name}: cannot be written \(File too large\)$"
+    assert re.search(expected, stopped.stderr, re.MULTILINE), stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    assert cappy(*words).returncode == 0
 
 
 def test_the_same_command_on_a_finished_run_prints_the_result_again(undisturbed: Path, cappy: Run) -> None:

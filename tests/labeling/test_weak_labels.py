@@ -21,7 +21,8 @@ from cappy_lightning.labeling.weak_labels import (
     in_validation,
     with_split,
 )
-from cappy_lightning.records import Candidate, Example, Instance, Pool, normalize
+from cappy_lightning.matching import normalize
+from cappy_lightning.records import Candidate, Example, Instance, Pool
 
 
 def pool(identity: str, truth: Sequence[str], candidates: Sequence[str] = (), **more: Any) -> Pool:

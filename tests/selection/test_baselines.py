@@ -10,7 +10,8 @@ from conftest import ROUGE, rouge_l
 from hand_pools import POOLS, REWARDS, SELECTIONS, VALUES, selected
 
 from cappy_lightning.errors import InputError
-from cappy_lightning.records import Candidate, Example, Pool, Selection, normalize
+from cappy_lightning.matching import normalize
+from cappy_lightning.records import Candidate, Example, Pool, Selection
 from cappy_lightning.selection import baselines
 from cappy_lightning.selection.baselines import check_names, first_best, majority, unanswered
 

@@ -15,7 +15,7 @@ from cappy_lightning.errors import InputError
 from cappy_lightning.files import kept_on_failure
 from cappy_lightning.labeling.rouge import Item, RougeL, blocks
 from cappy_lightning.labeling.tokens import Encoder
-from cappy_lightning.records import normalize
+from cappy_lightning.matching import normalize
 
 
 class Measure(Protocol):

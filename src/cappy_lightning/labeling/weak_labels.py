@@ -12,8 +12,9 @@ from cappy_lightning.errors import InputError
 from cappy_lightning.labeling.measures import open_measure
 from cappy_lightning.labeling.rouge import Item
 from cappy_lightning.labeling.tokens import TOKENIZERS
+from cappy_lightning.matching import normalize
 from cappy_lightning.progress import say
-from cappy_lightning.records import ORIGINS, Example, Instance, Origin, Pool, is_made_id, normalize
+from cappy_lightning.records import ORIGINS, Example, Instance, Origin, Pool, is_made_id
 
 #: Pools that are labelled together: mismatches come from the same block.
 BLOCK = 4096

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from cappy_lightning.errors import InputError
 from cappy_lightning.labeling.measures import Measure
 from cappy_lightning.labeling.rouge import RougeL
-from cappy_lightning.records import Pool, Selection, normalize
+from cappy_lightning.matching import normalize
+from cappy_lightning.records import Pool, Selection
 from cappy_lightning.selection.classes import most_frequent_class, shared_classes
 
 #: The best that a choice can do, which looks at the truth, and what a blind one gets on average.
