@@ -5,10 +5,9 @@
 
 For three BIG-bench tasks (150 training examples, at most 75 held-out ones) and the embedded LLM: prompts without
 examples, prompts with three, and the LLM finetuned by LoRA on the same training examples; each without the scorer,
-which is the LLM's greedy answer, and with it. The scorer is adapted to the candidates of the prompts; to those of the
-finetuned LLM the scorer for prompts with examples is applied, because a finetuned LLM answers the examples that it has
-seen too well to learn from. Then the cost of adapting the scorer and that of adapting the LLM, each in a process of
-its own, without the words `key=value`, which are for the adaptations that are compared.
+which is the LLM's greedy answer, and with it, adapted to the candidates of each. Then the cost of adapting the scorer
+and that of adapting the LLM, each in a process of its own, without the words `key=value`, which are for the adaptations
+that are compared.
 
 What is finished is not done again. The results are written to `results.json` and `llm_adaptation.png` in the folder,
 and printed as Markdown.
@@ -19,21 +18,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from cappy_lightning import Cappy
 from cappy_lightning.backbones.generate import record_pools
+from cappy_lightning.config import Config
 from cappy_lightning.config_loading import load_config
+from cappy_lightning.crossfit import fold_configs
 from cappy_lightning.files import read_json, remove, to_line, write_json, write_text
 from cappy_lightning.page import write_picture
 from cappy_lightning.preparation import prepare
 from cappy_lightning.progress import say
-from cappy_lightning.selection.engine import select_from_pools
-from cappy_lightning.selection.report import make_report
+from cappy_lightning.records import Pool
 from cappy_lightning.sources.jsonl import read_labelled_pools
 from cappy_lightning.training import finish
 
@@ -57,6 +57,13 @@ def finetune_llm(pool: Path, out: Path, mode: str = "lora") -> dict[str, Any]:
     return {**cost, "process_seconds": seconds}
 
 
+def adapted(config: Config) -> dict[str, Any]:
+    """Train the scorer of a config, unless it is there already; its report."""
+    if code := finish(config):
+        sys.exit(code)
+    return cast(dict[str, Any], read_json(Path(config.run_dir) / "report.json"))
+
+
 def prompted(task: str, recorded: Path, folder: Path, more: Sequence[str]) -> dict[str, Any]:
     """The reports of both prompts; leaves the pools of the one with examples in `pool.jsonl`."""
     reports = {}
@@ -65,31 +72,44 @@ def prompted(task: str, recorded: Path, folder: Path, more: Sequence[str]) -> di
         if shots:
             words.append(f"data.pool={recorded}")
         config = load_config([*words, f"run_dir={folder / name.replace(' ', '_')}"])
-        if code := finish(config):
-            sys.exit(code)
-        reports[name] = read_json(Path(config.run_dir) / "report.json")
+        reports[name] = adapted(config)
     prepared = prepare(config, Path(config.run_dir) / "instances")
     pools = prepared.train_pools + prepared.validation_pools
     write_text(folder / "pool.jsonl", "".join(to_line(pool.to_row()) for pool in pools))
     return reports
 
 
-def finetuned(folder: Path) -> dict[str, Any]:
-    """The report on the candidates of the finetuned LLM, by the scorer for prompts with examples."""
-    pool, llm = folder / "finetuned.jsonl", folder / "llm"
-    if not pool.exists():
-        if not (folder / "llm.json").exists():
+def answered(pool: Path, llm: Path) -> list[Pool]:
+    """Finetune the LLM on the training examples of a pool file: what it then answers to the held-out ones."""
+    recorded = llm.with_suffix(".jsonl")
+    if not recorded.exists():
+        cost = llm.with_suffix(".json")
+        if not cost.exists():
             say(f"finetuning the LLM: {llm}")
-            write_json(folder / "llm.json", finetune_llm(folder / "pool.jsonl", llm))
-        held = [
-            one.example for one in read_labelled_pools([folder / "pool.jsonl"]) if one.example.split == "validation"
-        ]
+            write_json(cost, finetune_llm(pool, llm))
+        held = [one.example for one in read_labelled_pools([pool]) if one.example.split == "validation"]
         words = ("backbone.kind=transformers", f"backbone.model={llm}", "backbone.shots=0", "backbone.batch_size=25")
         config = load_config([*RECIPE, "data.pool=-", *words])
-        record_pools(lambda: held, config.backbone, pool)
-    pools = read_labelled_pools([pool])
-    scorer = Cappy.from_pretrained(folder / "three_examples" / "model")
-    return make_report(pools, list(select_from_pools(scorer, pools)))
+        record_pools(lambda: held, config.backbone, recorded)
+    return read_labelled_pools([recorded])
+
+
+def finetuned(task: str, folder: Path, more: Sequence[str]) -> dict[str, Any]:
+    """The report on the answers of the finetuned LLM, by a scorer adapted to such answers.
+
+    A finetuned LLM answers the examples that it has seen too well to learn from. So the scorer learns from what it
+    answers to each half of the training examples when it is finetuned on the other.
+    """
+    file = folder / "finetuned.jsonl"
+    words = [*RECIPE, f"data.task={task}", f"data.pool={file}", *more]
+    config = load_config([*words, f"run_dir={folder / FINETUNED.replace(' ', '_')}"])
+    seen = [pool for pool in read_labelled_pools([folder / "pool.jsonl"]) if pool.example.split == "train"]
+    pools = answered(folder / "pool.jsonl", folder / "llm")
+    for fold, half in enumerate(fold_configs(load_config([*words, f"run_dir={folder / 'halves'}"]), seen)):
+        unseen = answered(Path(half.data.pool[0]), folder / f"llm-{fold}")
+        pools += [replace(pool, example=replace(pool.example, split="train")) for pool in unseen]
+    write_text(file, "".join(to_line(pool.to_row()) for pool in pools))
+    return adapted(config)
 
 
 def costs(pool: Path, folder: Path) -> dict[str, dict[str, Any]]:
@@ -160,7 +180,7 @@ def main(pools: str, folder: str, *more: str) -> None:
     for task in TASKS:
         say(f"task: {task}")
         reports = prompted(task, Path(pools) / f"{task}.jsonl", out / task, more)
-        reports[FINETUNED] = finetuned(out / task)
+        reports[FINETUNED] = finetuned(task, out / task, more)
         results["tasks"][task] = {name: report["tasks"][task] for name, report in reports.items()}
     results["costs"] = costs(out / TASKS[0] / "pool.jsonl", out / "costs")
     write_json(out / "results.json", results)
