@@ -146,6 +146,14 @@ def main() -> None:
         print(f"| {count} | {' | '.join(cells)} | {told} |")
     for name in (RANDOM, best, ORACLE):
         print(f"{name}: {100 * found[name]['mean']:.1f}")
+    counts = (0, *options.examples)
+    print(f"\n| task | {RANDOM} | {best} | {ORACLE} | start | {' | '.join(map(str, counts))} |")
+    print(f"|{'---|' * (5 + len(counts))}")
+    for place, task in enumerate(options.tasks):
+        for start in ("bare", "pretrained"):
+            names = (RANDOM, best, ORACLE, *(f"{start} {count}" for count in counts))
+            cells = [f"{100 * by_task[name][place]:.1f}" for name in names]
+            print(f"| {' | '.join([task, *cells[:3], start, *cells[3:]])} |")
     say(f"results: {out / 'results.json'}, {out / 'learning_curve.png'}")
 
 

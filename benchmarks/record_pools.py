@@ -3,10 +3,10 @@
     python benchmarks/record_pools.py runs/pools [TASK ...]
 
 The tasks, unless some of them are said, were fixed by a rule before any result: the generation tasks of the paper with
-at least 75 examples, of whose instructions nine in ten have less than 700 characters, and of whose references nine in
-ten are ASCII and as many have a word of three letters. That makes twelve. Writes `runs/pools/TASK.jsonl`: 200 training
-and 75 validation examples of each task, as far as there are so many, with the candidates that conf/bigbench.yaml asks
-for. What is recorded is not recorded again.
+at least 75 examples, nine in ten of which have an instruction of less than 700 characters, references in ASCII, and
+one with a word of three letters. That makes twelve. Writes `runs/pools/TASK.jsonl`: 200 training and 75 validation
+examples of each task, as far as there are so many, with the candidates that conf/bigbench.yaml asks for. What is
+recorded is not recorded again.
 """
 
 import sys

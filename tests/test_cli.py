@@ -158,6 +158,61 @@ def test_select_writes_selections_and_reports_where_references_are(cappy: Run, l
         assert selection["id"] == json.loads(line)["id"]
 
 
+def test_select_puts_other_scorers_beside(cappy: Run, lora_run: Path, full_run: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in QUICKSTART_POOL.read_text().splitlines()]
+    pool = lines(tmp_path / "pool.jsonl", *[row for row in rows if row["split"] == "validation"][:20])
+    words, other = ["select", pool, "--scorer", lora_run / "adapter"], str(full_run / "model")
+    done = cappy(*words, "-o", tmp_path / "own.jsonl", "--report", tmp_path / "report.json", "--beside", other)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    done = cappy(*words[:-1], other, "-o", tmp_path / "other.jsonl", "--report", tmp_path / "other.json")
+    alone = json.loads((tmp_path / "other.json").read_text())
+    assert report["average"]["methods"][other] == alone["average"]["methods"]["cappy"]
+    difference = report["average"]["differences"][other]["mean"]
+    ours, theirs = (one["average"]["methods"]["cappy"]["mean"] for one in (report, alone))
+    assert difference == pytest.approx(ours - theirs)
+
+
+MIXED = [
+    {"task": "t", "instruction": "i", "references": ["a"], "candidates": [{"response": "a"}, {"response": "b"}]},
+    {"task": "t", "instruction": "j", "choices": ["a", "b"], "label": 0},
+]
+
+
+@pytest.mark.parametrize(
+    ("rows", "more", "problem"),
+    [
+        (MIXED[:1], ("--beside", "./missing"), "./missing: does not exist, expected a model directory or a hub name"),
+        (MIXED[:1], ("--beside", "embedded"), "has no trained head of one output"),
+        (MIXED[:1], ("--beside", "cappy"), "--beside: names 'cappy', as the scorer is called"),
+        (MIXED, ("--report", "{new}"), "some examples have references and some choices, expected one kind"),
+        (
+            [MIXED[0] | {"candidates": [{"response": "a", "decoding": "mbr"}]}],
+            ("--html", "{new}"),
+            "a decoding is called 'mbr', which is a baseline's name",
+        ),
+        (
+            [{"task": "t", "instruction": "i", "candidates": [{"response": "a"}]}],
+            ("--report", "{new}"),
+            "no report: no pool has references or choices",
+        ),
+    ],
+)
+def test_what_no_report_can_be_made_of_is_refused_before_anything_is_scored(
+    refused: Refused,
+    lora_run: Path,
+    tmp_path: Path,
+    rows: list[dict[str, object]],
+    more: tuple[str, ...],
+    problem: str,
+) -> None:
+    out = tmp_path / "selections.jsonl"
+    words = [word.format(new=tmp_path / "new") for word in more]
+    pool = lines(tmp_path / "pool.jsonl", *rows)
+    refused(["select", str(pool), "--scorer", str(lora_run / "adapter"), "-o", str(out), *words], problem)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pool.jsonl"]
+
+
 def test_select_accepts_pools_without_references(cappy: Run, lora_run: Path, tmp_path: Path) -> None:
     row = {"task": "t", "instruction": PAIR["instruction"], "candidates": [{"response": "a"}, {"response": "b"}]}
     done = cappy("select", lines(tmp_path / "pool.jsonl", row), "--scorer", lora_run / "adapter")

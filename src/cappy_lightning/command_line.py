@@ -299,6 +299,7 @@ def _parser() -> argparse.ArgumentParser:
     promptsource.add_argument("--scorer", required=True, help="a saved scorer, an adapter, or a hub name")
     promptsource.add_argument("--adapter", help="an adapter to put onto the scorer")
     promptsource.add_argument("--activation", choices=("sigmoid", "identity"), help="for scorers that do not say it")
+    _beside(promptsource)
     promptsource.add_argument("--json", action="store_true", help="print the report as one JSON object")
 
     export = add(

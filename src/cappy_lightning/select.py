@@ -1,6 +1,6 @@
 """The job behind `cappy select`: pools become selections."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from itertools import tee
 from typing import Any
 
@@ -9,9 +9,11 @@ from cappy_lightning.errors import InputError
 from cappy_lightning.files import read_jsonl
 from cappy_lightning.journal import write_rows
 from cappy_lightning.records import Pool, Selection, Split, check_task
+from cappy_lightning.selection.report import check_reportable
 from cappy_lightning.sources.jsonl import pool_from_row
 
 Row = dict[str, Any]
+NOTHING_TO_JUDGE = "no report: no pool has references or choices"
 #: A pool with the scorer's own selection and the final one.
 Judged = tuple[Pool, Selection, Selection]
 
@@ -54,6 +56,24 @@ def select(cappy: Cappy, source: str, out: str, split: Split | None, made_by: Ro
 
     write_rows(rows, out, made_by if read_twice else None, "selecting", total)
     return judged
+
+
+def check_report(cappy: Cappy, source: str, split: Split | None, beside: Sequence[str]) -> None:
+    """Refuse pools of a file that no report can be made of, before they are scored.
+
+    Args:
+        cappy: by which they will be selected from.
+        source: the file.
+        split: only pools of this one.
+        beside: the names of other scorers in the report.
+
+    Raises:
+        InputError: nothing to judge by, two kinds of rewards, or a name that would stand twice.
+    """
+    pools = [pool for pool in _read(source, split, cappy.tasks) if pool.example.references or pool.example.choices]
+    if not pools:
+        raise InputError(source, NOTHING_TO_JUDGE)
+    check_reportable(pools, beside=beside)
 
 
 def _read(source: str, split: Split | None, tasks: Collection[str]) -> Iterator[Pool]:

@@ -90,7 +90,7 @@ def test_a_test_file_gives_the_accuracies_computed_by_hand(cappy: Run, lora_run:
     for name, own in part["templates"].items():
         assert own["accuracy"]["low"] == 0  # of three examples, two of them right, none is right in one of 27 resamples
         assert own["accuracy"]["high"] == 1
-        assert own["macro_f1"] == pytest.approx(macro_f1(tests, name, lora_run))
+        assert own["macro_f1"]["mean"] == pytest.approx(macro_f1(tests, name, lora_run))
     assert part["accuracy"]["mean"] == pytest.approx(4 / 6)
     assert part["random"] == pytest.approx((3 / 3 + 3 / 2) / 6)
     by_example: dict[tuple[str, int], list[tuple[str, int]]] = {}
@@ -102,8 +102,39 @@ def test_a_test_file_gives_the_accuracies_computed_by_hand(cappy: Run, lora_run:
     # Rows got 2, 1 and 1 of 2 right: no resample can be below 1/2 or above 1.
     assert 0.5 <= part["accuracy"]["low"] < 4 / 6 < part["accuracy"]["high"] <= 1
     assert report_of(out)["average"]["accuracy"] == part["accuracy"]
+    for name in ("random", "shortest", "longest"):
+        assert part["differences"][name]["mean"] == pytest.approx(4 / 6 - part[name])
     assert " 66.7 " in done.stdout
     assert "data:image/png" in (out / "report.html").read_text()
+
+
+def test_a_data_set_has_the_report_of_its_selections_and_other_scorers_stand_beside(
+    cappy: Run, lora_run: Path, full_run: Path, tmp_path: Path
+) -> None:
+    tests, out, other = tmp_path / "tests.jsonl", tmp_path / "out", str(full_run / "model")
+    write_tests(Cappy.from_pretrained(other), tests)
+    row = {"dataset_name": "pots", "template_name": "is it", "example_idx": 9, "instruction": "Is it?"}
+    with open(tests, "a", encoding="utf-8") as stream:  # right whatever is chosen
+        stream.write(json.dumps(row | {"response": "yes", "label": 1}) + "\n")
+    words = ["evaluate", "promptsource", tests, "--scorer", lora_run / "adapter", "-o", out, "--beside", other]
+    done = cappy(*words)
+    assert done.returncode == 0, done.stderr
+    assert "pots: 1 example with one choice left out" in done.stderr
+    part = report_of(out)["datasets"]["pots"]
+    assert part["n_examples"] == 6
+    assert part["beside"][other]["mean"] == pytest.approx(4 / 6)  # as CASES say of that scorer
+    assert part["differences"][other]["mean"] == pytest.approx(part["accuracy"]["mean"] - 4 / 6)
+    report = json.loads((out / "datasets" / "pots.json").read_text())["report"]
+    assert set(report["tasks"]) == {"pots/is it", "pots/it is"}
+    assert {"classification", "recovered", "differences"} <= set(report["tasks"]["pots/it is"])
+    assert report["average"]["methods"][other]["mean"] == pytest.approx(4 / 6)
+    assert {"calibration", "length", "most_wrong"} <= set(report)
+    page = (out / "datasets" / "pots.html").read_text()
+    assert "The most wrong selections" in page
+    assert "What is taken for what: pots/is it" in page
+    done = cappy(*words[:-1], full_run / "adapter_of_nobody", "-o", tmp_path / "new")
+    assert (done.returncode, (tmp_path / "new" / "made_by.json").exists()) == (2, False)
+    assert "adapter_of_nobody: does not exist" in done.stderr
 
 
 @pytest.fixture
@@ -149,11 +180,11 @@ def test_what_is_finished_is_not_classified_again(
     assert cappy(*words, tmp_path / "whole").returncode == 0
     real, names = promptsource.classify, []
 
-    def second_stops(scorer: Cappy, dataset: promptsource.Dataset) -> dict[str, Any]:
+    def second_stops(scorer: Cappy, dataset: promptsource.Dataset, beside: list[str]) -> dict[str, Any]:
         names.append(dataset.key)
         if len(names) == 2:
             raise KeyboardInterrupt
-        return real(scorer, dataset)
+        return real(scorer, dataset, beside)
 
     monkeypatch.setattr(promptsource, "classify", second_stops)
     assert cappy(*words, tmp_path / "out").returncode == 130
@@ -185,7 +216,7 @@ def test_damaged_files_of_an_evaluation_are_one_line_and_scratch_is_no_other_fil
     out.mkdir()
     (out / ".made_by.json.scratch").write_text("{")  # of a kill while the directory was claimed
     assert cappy(*words).returncode == 0
-    for file in ("made_by.json", f"datasets/{next((out / 'datasets').iterdir()).name}"):
+    for file in ("made_by.json", f"datasets/{next((out / 'datasets').glob('*.json')).name}"):
         before = (out / file).read_text()
         (out / file).write_text(before[:5])
         done = cappy(*words)
@@ -201,6 +232,7 @@ def test_damaged_files_of_an_evaluation_are_one_line_and_scratch_is_no_other_fil
     [
         ({"label": 2}, "tests.jsonl:1: expected dataset_name, template_name, example_idx, instruction, response and"),
         ({"response": ""}, "tests.jsonl:1: expected dataset_name"),
+        ({"example_idx": None}, "tests.jsonl:1: expected dataset_name, template_name, example_idx"),
         ({"label": 0}, "tests.jsonl: pots, t, example 1: expected one instruction, and the label 1 for one response"),
         ({"instruction": "other"}, "tests.jsonl: pots, t, example 1: expected one instruction"),
     ],
@@ -242,8 +274,8 @@ def test_tasks_of_a_table_do_not_share_rows_and_training_rows_are_told(
 
 
 def test_a_test_file_stands_beside_published_figures_that_are_of_one_split() -> None:
-    rows = {"right": [1, 0], "examples": [1, 1], "random": [0.5, 0.5], "shortest": [1, 1], "longest": [0, 0]}
-    result = {"notes": [], "templates": {"t": {"right": 1, "examples": 2}}, "rows": rows}
+    rows = {"examples": [1, 1], "random": [0.5, 0.5], "shortest": [1, 1], "longest": [0, 0], "cappy": [1, 0]}
+    result = {"notes": [], "report": {"tasks": {}}, "rows": rows}
     names = ("super_glue/cb", "anli")
     report = promptsource.make_accuracy_report(dict.fromkeys(names, result), {name: (name, "") for name in names})
     assert report["datasets"]["super_glue/cb"]["known_as"] == "CB"

@@ -51,9 +51,16 @@ def select(options: argparse.Namespace) -> int:
     check_outputs(options.out, options.report, options.html)
     check_input(options.source)
     check_scorer(options)
+    from cappy_lightning.select import check_report
     from cappy_lightning.select import select as select_from
+    from cappy_lightning.selection.engine import check_loadable
+    from cappy_lightning.selection.report import check_beside
 
+    check_beside(options.beside)
+    check_loadable(options.beside)
     cappy = open_cappy(options, config.select.by)
+    if (options.report or options.html) and options.source != "-":  # standard input cannot be read twice
+        check_report(cappy, options.source, options.split, options.beside)
     by = made_by(options) | {"by": config.select.by, "split": options.split}
     judged = select_from(cappy, options.source, options.out, options.split, by)
     if any(pool.example.split == "train" for pool, _, _ in judged):
@@ -209,6 +216,7 @@ def _report(
         InputError: a report was asked for, and there is nothing to judge by.
     """
     from cappy_lightning.page import write_page
+    from cappy_lightning.select import NOTHING_TO_JUDGE
     from cappy_lightning.selection.charts import report_page
     from cappy_lightning.selection.engine import selections_beside
     from cappy_lightning.selection.report import make_report, print_report
@@ -216,14 +224,14 @@ def _report(
     report = None
     try:
         if not judged:
-            raise InputError(options.source, "no report: no pool has references or choices")
+            raise InputError(options.source, NOTHING_TO_JUDGE)
         pools, own, final = zip(*judged, strict=True)
         others = selections_beside(getattr(options, "beside", ()), pools)
         report = make_report(pools, own, label=config.label, fused=final if fused else None, beside=others)
     except InputError as error:  # the selections are as good without it
         if options.report or options.html:
             raise
-        say(f"no report: {error}" if judged else "no report: no pool has references or choices")
+        say(f"no report: {error}" if judged else NOTHING_TO_JUDGE)
     if report and options.report:
         write_json(Path(options.report), {**report, **more})
     if report and options.html:

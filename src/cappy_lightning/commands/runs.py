@@ -62,9 +62,8 @@ def evaluate(options: argparse.Namespace) -> int:
         from cappy_lightning.evaluation.promptsource import evaluate_promptsource
 
         source = [options.source, *options.config]
-        evaluate_promptsource(
-            source, options.scorer, options.adapter, options.activation, Path(options.out), options.json
-        )
+        out, chosen = Path(options.out), (options.scorer, options.adapter, options.activation)
+        evaluate_promptsource(source, *chosen, out, options.json, options.beside)
         return 0
     from cappy_lightning.evaluation.bigbench import evaluate_bigbench
 

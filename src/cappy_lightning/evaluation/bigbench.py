@@ -21,10 +21,10 @@ from cappy_lightning.preparation import validation_pools
 from cappy_lightning.progress import console, say, show_places, warn
 from cappy_lightning.records import Pool, Selection
 from cappy_lightning.run_dir import is_finished, rank, read_selections, versions
-from cappy_lightning.scorer.places import check_base, check_places
+from cappy_lightning.scorer.places import check_base
 from cappy_lightning.selection.baselines import FUSED, ORACLE, RANDOM
 from cappy_lightning.selection.charts import methods_chart, report_page
-from cappy_lightning.selection.engine import selections_beside
+from cappy_lightning.selection.engine import check_loadable, selections_beside
 from cappy_lightning.selection.report import average_table, check_beside, make_report, metric_title
 from cappy_lightning.sources.bigbench import GENERATION_TASKS, cached_path, fetch, is_name
 from cappy_lightning.sources.config import Shard
@@ -61,8 +61,7 @@ def evaluate_bigbench(
         if not is_finished(Path(config.run_dir)):
             check_base(config.scorer)
         check_beside(beside, config.scorer.name)
-    for place in beside:
-        check_places(place)
+    check_loadable(beside)
     make_dir(out)
     own = list(shard.of(configs.items()))
     failed: dict[str, str] = {}

@@ -1,11 +1,12 @@
 """`cappy evaluate promptsource`: a scorer alone as a classifier, over templates of classification data sets.
 
-Each data set's result lies in `OUT/datasets` as soon as it is there: what is finished is not done again.
+Each data set's result lies in `OUT/datasets` as soon as it is there, with its report of selections as a page: what is
+finished is not done again.
 """
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -14,19 +15,26 @@ from urllib.parse import quote
 
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
+from cappy_lightning.config import LabelConfig
 from cappy_lightning.errors import InputError
 from cappy_lightning.evaluation.published import published_promptsource
 from cappy_lightning.files import hashes, is_scratch, make_dir, open_locked, read_json, read_jsonl, write_json
+from cappy_lightning.labeling.measures import open_measure
+from cappy_lightning.labeling.rouge import RougeL
 from cappy_lightning.page import Page, Table, print_table, write_page, write_picture
 from cappy_lightning.progress import Ticker, console, counted, say, show_places
-from cappy_lightning.records import Example, Pool
+from cappy_lightning.records import Example, Pool, Selection
 from cappy_lightning.scorer.pretrained import PretrainedScorer
-from cappy_lightning.selection.baselines import first_best
-from cappy_lightning.selection.bootstrap import RESAMPLES, interval, percent_range, resample
-from cappy_lightning.selection.classes import macro_f1
-from cappy_lightning.selection.engine import select_from_pools
+from cappy_lightning.selection.baselines import RANDOM, method_values, rewards
+from cappy_lightning.selection.bootstrap import interval, percent_range, resample
+from cappy_lightning.selection.charts import report_page
+from cappy_lightning.selection.engine import check_loadable, select_from_pools, selections_beside
+from cappy_lightning.selection.report import check_beside, make_report
 from cappy_lightning.sources.spec import Dataset, Sources
+
+Floats = NDArray[np.float64]
 
 REPORT, PAGE, PICTURE, MADE_BY, DATASETS = "report.json", "report.html", "report.png", "made_by.json", "datasets"
 
@@ -36,12 +44,21 @@ BLOCK = 256
 #: Characters of a data set's name in the name of a file, which may have 255.
 _LONGEST = 200
 
+#: The scorer in the reports.
+SCORER = "cappy"
+
 #: Choices that do not look at the question.
-BLIND = ("random", "shortest", "longest")
+BLIND = (RANDOM, "shortest", "longest")
 
 
 def evaluate_promptsource(
-    source: Sequence[str], scorer: str, adapter: str | None, activation: str | None, out: Path, as_json: bool
+    source: Sequence[str],
+    scorer: str,
+    adapter: str | None,
+    activation: str | None,
+    out: Path,
+    as_json: bool,
+    beside: Sequence[str] = (),
 ) -> None:
     """Classify every example of every data set under every template, and make the report.
 
@@ -53,6 +70,7 @@ def evaluate_promptsource(
         activation: for scorers that do not say theirs.
         out: the directory of the results.
         as_json: print the report as JSON instead of tables.
+        beside: other scorers, used as they are, to be compared with.
 
     Raises:
         InputError: what cannot be used; `out` is of another evaluation.
@@ -60,21 +78,29 @@ def evaluate_promptsource(
     datasets, read = open_datasets(source)
     make_dir(out)
     with open_locked(out / ".lock", out, "evaluation"):
-        made_by = {"source": list(source), "scorer": scorer, "adapter": adapter, "activation": activation}
+        made_by: dict[str, Any] = {"source": list(source), "scorer": scorer, "adapter": adapter}
+        made_by |= {"activation": activation, "beside": list(beside)}
         missing = [dataset for dataset in datasets if not _file(out, dataset).exists()]
-        # Before the directory is claimed: what cannot be loaded leaves nothing behind.
-        loaded = PretrainedScorer.from_pretrained(scorer, adapter, activation=activation) if missing else None
-        _claim(out, made_by | {"sha256": hashes([scorer, *([adapter] if adapter else []), *read])})
+        loaded = None
+        if missing:  # before the directory is claimed: what cannot be loaded leaves nothing behind
+            check_beside(beside, SCORER)
+            check_loadable(beside)
+            loaded = PretrainedScorer.from_pretrained(scorer, adapter, activation=activation)
+        _claim(out, made_by | {"sha256": hashes([scorer, *([adapter] if adapter else []), *beside, *read])})
         for dataset in missing:
             assert loaded is not None
             say(f"{dataset.key}: data set {datasets.index(dataset) + 1} of {len(datasets)}")
-            write_json(_file(out, dataset), classify(loaded, dataset))
+            result, file = classify(loaded, dataset, beside), _file(out, dataset)
+            make_dir(file.parent)
+            write_page(report_page(result["report"], f"{dataset.key}: {scorer}"), file.with_suffix(".html"))
+            write_json(file, result)
         results = {d.key: read_json(_file(out, d)) for d in datasets}
         report = make_accuracy_report(results, {d.key: (d.name, d.split or "") for d in datasets})
         write_json(out / REPORT, report)
         write_picture(_chart(report), out / PICTURE)
         tables = accuracy_tables(report)
-        facts = [f"source: {' '.join(source)}", *(note for one in results.values() for note in one["notes"])]
+        facts = [f"source: {' '.join(source)}", f"the report of each data set: {out / DATASETS}"]
+        facts += [note for one in results.values() for note in one["notes"]]
         page = Page(f"{scorer}: accuracy", facts, [("Accuracy", _chart(report))], tables)
         write_page(page, out / PAGE)
     if as_json:
@@ -113,11 +139,12 @@ def _of_test_file(path: str) -> list[Dataset]:
     places: dict[tuple[str, str, str], str] = {}
     for where, row in read_jsonl(path):
         texts = [row.get(name) for name in ("dataset_name", "template_name", "instruction", "response")]
-        if not all(isinstance(text, str) and text for text in texts) or row.get("label") not in (0, 1):
+        given = all(isinstance(text, str) and text for text in texts) and row.get("example_idx") is not None
+        if not given or row.get("label") not in (0, 1):
             names = "dataset_name, template_name, example_idx, instruction, response and label (0 or 1)"
             raise InputError(where, f"expected {names}")
         dataset, template, instruction, response = map(str, texts)
-        identity = str(row.get("example_idx"))
+        identity = str(row["example_idx"])
         found[dataset][template, identity].append((instruction, response, int(row["label"])))
         places.setdefault((dataset, template, identity), where)
 
@@ -155,63 +182,61 @@ def _file(out: Path, dataset: Dataset) -> Path:
     return out / DATASETS / f"{name}.json"
 
 
-def classify(scorer: PretrainedScorer, dataset: Dataset) -> dict[str, Any]:
-    """What the scorer gets right of a data set.
+def classify(scorer: PretrainedScorer, dataset: Dataset, beside: Sequence[str] = ()) -> dict[str, Any]:
+    """What the scorer, and others beside it, choose in a data set.
 
     Returns:
-        `templates`: of each its `right` ones, `examples`, and `macro_f1` where all have the same choices; `rows`, with
-        a value for each row of the data set over the templates: `right`, `examples`, `random`, the expected number
-        that a blind choice gets right, and `shortest` and `longest`, what these choices get right; and `notes`.
+        `report`: that of the selections, with a task for each template; `rows`: for each row of the data set the
+        `examples` that the templates make of it, and of each method how many of these it gets right, of `random` the
+        expected number; `notes`.
 
     Raises:
         InputError: there is no example with choices.
     """
-    #: By template how often a choice was selected where one was right, and the choices, None where they differ.
-    answers: dict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
-    choices: dict[str, frozenset[str] | None] = {}
-    rights: Counter[str] = Counter()
-    #: By row, which all templates of a data set share, what was counted.
-    rows: dict[tuple[str, str], dict[str, float]] = defaultdict(lambda: defaultdict(float))
-    open_ended = trained = 0
-    pools = dataset.pools()
+    pools: list[Pool] = []
+    selections: list[Selection] = []
+    left_out: Counter[str] = Counter()
+    everything = dataset.pools()
     with Ticker(f"classifying {dataset.key}", None, 0) as ticker:
-        while block := list(islice(pools, BLOCK)):
-            closed = [pool for pool in block if pool.example.choices]
-            open_ended += len(block) - len(closed)
-            for pool, selection in zip(closed, select_from_pools(scorer, closed), strict=True):
-                example, own = pool.example, list(pool.example.choices)
-                right = int(selection.response == example.right_choice)
-                template = example.task.removeprefix(f"{dataset.name}/")
-                if choices.setdefault(template, frozenset(own)) != frozenset(own):
-                    choices[template] = None
-                # Without classes there is nothing to tell apart.
-                answers[template][(example.right_choice, selection.response) if choices[template] else ("", "")] += 1
-                rights[template] += right
-                trained += example.split == "train"
-                row = rows["" if template != example.task else example.task, example.id]
-                row["right"] += right
-                row["examples"] += 1
-                row["random"] += own.count(example.right_choice) / len(own)
-                for name, sign in (("shortest", -1), ("longest", 1)):
-                    row[name] += own[first_best([sign * len(choice) for choice in own])] == example.right_choice
+        while block := list(islice(everything, BLOCK)):
+            closed = []
+            for pool in block:
+                if not pool.example.choices:
+                    left_out["without choices"] += 1
+                elif len(set(pool.example.choices)) == 1:  # right whatever is chosen
+                    left_out["with one choice"] += 1
+                else:
+                    closed.append(pool)
+            pools += closed
+            selections += select_from_pools(scorer, closed)
             ticker.advance(len(block))
-    if not rows:
+    if not pools:
         raise InputError(dataset.key, "has no example with choices, expected what can be classified")
-    notes = dataset.notes()
-    if open_ended:
-        notes = [*notes, f"{dataset.key}: {counted(open_ended, 'example')} without choices left out"]
-    if trained:
-        notes = [*notes, f"{dataset.key}: {counted(trained, 'example')} of the split train, which the scorer may know"]
+    notes = [*dataset.notes()]
+    notes += [f"{dataset.key}: {counted(count, 'example')} {what} left out" for what, count in left_out.items()]
+    if trained := sum(pool.example.split == "train" for pool in pools):
+        notes.append(f"{dataset.key}: {counted(trained, 'example')} of the split train, which the scorer may know")
     for note in notes:
         say(note)
-    return {
-        "notes": notes,
-        "templates": {
-            name: {"right": rights[name], "examples": own.total()}
-            | ({"macro_f1": macro_f1(own)} if choices[name] else {})
-            for name, own in answers.items()
-        },
-        "rows": {name: [row[name] for row in rows.values()] for name in ("right", "examples", *BLIND)},
+    others = selections_beside(beside, pools)
+    report = make_report(pools, selections, SCORER, beside=others)
+    return {"notes": notes, "report": report, "rows": _by_row(dataset, pools, {SCORER: selections, **others})}
+
+
+def _by_row(
+    dataset: Dataset, pools: Sequence[Pool], chosen: Mapping[str, Sequence[Selection]]
+) -> dict[str, list[float]]:
+    """The examples of each row, which all templates of a data set share, and what each method gets right of them."""
+    label = LabelConfig()
+    gains = rewards(pools, open_measure(label.score, label.tokenizer))
+    values, _ = method_values(pools, gains, chosen, RougeL(label.tokenizer))
+    places: dict[tuple[str, str], int] = {}
+    which = []
+    for pool in pools:
+        task = "" if pool.example.task.startswith(f"{dataset.name}/") else pool.example.task
+        which.append(places.setdefault((task, pool.example.id), len(places)))
+    return {"examples": np.bincount(which).tolist()} | {
+        name: np.bincount(which, weights=values[name]).tolist() for name in (*BLIND, *chosen)
     }
 
 
@@ -229,23 +254,27 @@ def make_accuracy_report(
     """
     generator, published = np.random.default_rng(seed), published_promptsource()
     datasets: dict[str, Any] = {}
-    draws = []
+    means: list[dict[str, float]] = []
+    draws: list[dict[str, Floats]] = []
     for key, result in results.items():
-        columns = np.array([result["rows"][name] for name in ("right", "examples", *BLIND)], dtype=np.float64)
-        right, examples, *blind = columns.sum(axis=1)
+        examples, *columns = (np.array(column, dtype=np.float64) for column in result["rows"].values())
+        names = [name for name in result["rows"] if name != "examples"]
         # A row is resampled with all its templates.
-        sampled = resample(columns[:2], generator)
-        draws.append(sampled[0] / sampled[1])
+        total, *sampled = resample(np.array([examples, *columns]), generator)
+        means.append({name: column.sum() / examples.sum() for name, column in zip(names, columns, strict=True)})
+        draws.append({name: own / total for name, own in zip(names, sampled, strict=True)})
         datasets[key] = {
-            "n_rows": columns.shape[1],
-            "n_examples": int(examples),
+            "n_rows": len(examples),
+            "n_examples": int(examples.sum()),
             "notes": result["notes"],
-            "accuracy": interval(right / examples, draws[-1]),
-            **{name: value / examples for name, value in zip(BLIND, blind, strict=True)},
+            **_compare(means[-1], draws[-1]),
             "templates": {
-                name: {"n_examples": own["examples"], "accuracy": _accuracy(own["right"], own["examples"], generator)}
-                | ({"macro_f1": own["macro_f1"]} if "macro_f1" in own else {})
-                for name, own in result["templates"].items()
+                task.removeprefix(f"{known_as[key][0]}/"): {
+                    "n_examples": part["n_examples"],
+                    "accuracy": part["methods"][SCORER],
+                }
+                | ({"macro_f1": part["classification"]["macro_f1"]} if "classification" in part else {})
+                for task, part in result["report"]["tasks"].items()
             },
         }
         name, split = known_as[key]
@@ -253,21 +282,24 @@ def make_accuracy_report(
         known = [figures for (one, part), figures in published.items() if one == name and split in ("", part)]
         if len(known) == 1:
             datasets[key]["known_as"], datasets[key]["published"] = known[0]
-    mean = float(np.mean([one["accuracy"]["mean"] for one in datasets.values()]))
+    average = {name: float(np.mean([own[name] for own in means])) for name in means[0]}
+    drawn = {name: np.mean([own[name] for own in draws], axis=0) for name in average}
     return {
         "metric": "accuracy",
         "datasets": datasets,
-        "average": {
-            "n_datasets": len(datasets),
-            "accuracy": interval(mean, np.mean(draws, axis=0)),
-            **{name: float(np.mean([one[name] for one in datasets.values()])) for name in BLIND},
-        },
+        "average": {"n_datasets": len(datasets), **_compare(average, drawn)},
     }
 
 
-def _accuracy(right: int, examples: int, generator: np.random.Generator) -> dict[str, float]:
-    """With its interval: the number of right ones among as many examples drawn again is binomial."""
-    return interval(right / examples, generator.binomial(examples, right / examples, RESAMPLES) / examples)
+def _compare(means: Mapping[str, float], draws: Mapping[str, Floats]) -> dict[str, Any]:
+    """The scorer's accuracy, that of the others, and by how much it is better than each."""
+    others = [name for name in means if name != SCORER]
+    return {
+        "accuracy": interval(means[SCORER], draws[SCORER]),
+        **{name: float(means[name]) for name in BLIND},
+        "beside": {name: interval(means[name], draws[name]) for name in others if name not in BLIND},
+        "differences": {name: interval(means[SCORER] - means[name], draws[SCORER] - draws[name]) for name in others},
+    }
 
 
 def accuracy_tables(report: dict[str, Any]) -> list[Table]:
@@ -276,15 +308,18 @@ def accuracy_tables(report: dict[str, Any]) -> list[Table]:
     models = list(next((part["published"] for part in parts.values() if "published" in part), {}))
     rows = []
     for key, part in [*parts.items(), ("average", report["average"])]:
-        accuracy = part["accuracy"]
         row = [part.get("known_as", key), part.get("n_rows", ""), *(f"{100 * part[name]:.1f}" for name in BLIND)]
-        row += [f"{100 * accuracy['mean']:.1f}", f"[{percent_range(accuracy)}]"]
+        row += [f"{100 * value['mean']:.1f}" for value in part["beside"].values()]
+        row += [f"{100 * part['accuracy']['mean']:.1f}", f"[{percent_range(part['accuracy'])}]"]
+        best, gain = min(part["differences"].items(), key=lambda one: one[1]["mean"])
+        row += [f"{100 * gain['mean']:+.1f} [{percent_range(gain, '+')}] {best}"]
         known = part.get("published", {})
         if key == "average" and all("published" in one for one in parts.values()):
             known = {name: float(np.mean([one["published"][name] for one in parts.values()])) for name in models}
         rows.append([*row, *(f"{100 * known[name]:.1f}" if name in known else "" for name in models)])
-    header = ["data set", "rows", *BLIND, "accuracy", "interval", *models]
-    note = "Right of the interval: as published (arXiv 2311.06720)." if models else ""
+    header = ["data set", "rows", *BLIND, *report["average"]["beside"], "accuracy", "interval"]
+    header += ["than the best other", *models]
+    note = "Right of that: as published (arXiv 2311.06720)." if models else ""
     by_template = [
         [
             key,
@@ -292,7 +327,7 @@ def accuracy_tables(report: dict[str, Any]) -> list[Table]:
             own["n_examples"],
             f"{100 * own['accuracy']['mean']:.1f}",
             f"[{percent_range(own['accuracy'])}]",
-            f"{100 * own['macro_f1']:.1f}" if "macro_f1" in own else "",
+            f"{100 * own['macro_f1']['mean']:.1f} [{percent_range(own['macro_f1'])}]" if "macro_f1" in own else "",
         ]
         for key, part in parts.items()
         for name, own in part["templates"].items()
@@ -314,6 +349,9 @@ def _chart(report: dict[str, Any]) -> Figure:
     axis.plot(
         [100 * parts[name]["random"] for name in names], names, "|", color="tab:red", label="random", markersize=12
     )
+    for place, other in enumerate(report["average"]["beside"]):
+        values = [100 * parts[name]["beside"][other]["mean"] for name in names]
+        axis.plot(values, names, "D", color=f"C{place + 1}", label=other, markersize=5)
     axis.set(xlabel="accuracy x 100", xlim=(0, 100))
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)

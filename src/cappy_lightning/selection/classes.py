@@ -1,6 +1,5 @@
 """What a report tells of classification: F1 by class, and what is taken for what."""
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,17 +72,6 @@ def class_report(
         "by_class": by_class,
         "macro_f1": interval(float(np.nanmean(means["f1"])), macro),
     }, macro
-
-
-def macro_f1(answers: Counter[tuple[str, str]]) -> float:
-    """The mean F1 of the classes that are right or selected anywhere, of counted (right, selected) classes."""
-    hits, right, selected = Counter[str](), Counter[str](), Counter[str]()
-    for (truth, answer), count in answers.items():
-        hits[truth] += count * (truth == answer)
-        right[truth] += count
-        selected[answer] += count
-    classes = right.keys() | selected.keys()
-    return sum(2 * hits[name] / (right[name] + selected[name]) for name in classes) / len(classes)
 
 
 def _measures(counts: Floats) -> dict[str, Floats]:

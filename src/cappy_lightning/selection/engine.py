@@ -7,6 +7,7 @@ import numpy as np
 
 from cappy_lightning.progress import say
 from cappy_lightning.records import Pool, Selection
+from cappy_lightning.scorer.places import check_places
 from cappy_lightning.scorer.pretrained import PretrainedScorer
 
 #: Pools whose candidates are scored together, so that pairs of like length share a forward.
@@ -24,6 +25,18 @@ def select_from_pools(scorer: PretrainedScorer, pools: Iterable[Pool]) -> Iterat
             yield select_by_logits(scorer, pool, list(islice(logits, len(pool.candidates))))
 
 
+def check_loadable(names: Sequence[str]) -> None:
+    """Refuse other scorers that could not be used before anything is scored: each is loaded once.
+
+    Raises:
+        InputError: one cannot be loaded.
+    """
+    for name in names:
+        check_places(name)
+    for name in names:
+        _other(name)
+
+
 def selections_beside(names: Iterable[str], pools: Sequence[Pool]) -> dict[str, list[Selection]]:
     """What other scorers select, each as it is: any classifiers with one logit, such as reward models and rerankers.
 
@@ -37,9 +50,13 @@ def selections_beside(names: Iterable[str], pools: Sequence[Pool]) -> dict[str, 
     found = {}
     for name in names:
         say(f"selecting by {name}")
-        # The highest logit is chosen, whatever score it stands for.
-        found[name] = list(select_from_pools(PretrainedScorer.from_pretrained(name, activation="sigmoid"), pools))
+        found[name] = list(select_from_pools(_other(name), pools))
     return found
+
+
+def _other(name: str) -> PretrainedScorer:
+    """With any activation: the highest logit is chosen, whatever score it stands for."""
+    return PretrainedScorer.from_pretrained(name, activation="sigmoid")
 
 
 def select_by_logits(scorer: PretrainedScorer, pool: Pool, logits: Sequence[float]) -> Selection:

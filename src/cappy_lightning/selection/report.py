@@ -1,7 +1,7 @@
 """The report: means with paired bootstrap intervals, differences, recovered share and headroom, and more."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -63,10 +63,7 @@ def make_report(
         InputError: the scorer or a decoding has a baseline's name, two scorers have the same, or references and
             choices are mixed.
     """
-    check_beside(beside, scorer_name)
-    check_kind(pools)
-    for name in (scorer_name, *beside):
-        check_names(pools, name)
+    check_reportable(pools, scorer_name, list(beside))
     label = label or LabelConfig()
     measure, rouge = open_measure(label.score, label.tokenizer), RougeL(label.tokenizer)
     gains = rewards(pools, measure)
@@ -102,6 +99,29 @@ def make_report(
         "length": length_bias(pools, chosen[final], gains),
         "most_wrong": most_wrong(pools, chosen[final], gains),
     }
+
+
+def check_reportable(pools: Sequence[Pool], scorer_name: str = "cappy", beside: Sequence[str] = ()) -> None:
+    """Refuse what no report can be made of, see `make_report`.
+
+    Args:
+        pools: pools with references or choices.
+        scorer_name: the scorer's name in the report.
+        beside: those of other scorers.
+
+    Raises:
+        InputError: two kinds of rewards, or a name that would stand twice.
+    """
+    check_beside(beside, scorer_name)
+    check_kind(pools)
+    for name in (scorer_name, *beside):
+        check_names(pools, name)
+
+
+def check_beside(names: Sequence[str], scorer_name: str = "cappy") -> None:
+    """Refuse another scorer with the scorer's name: they could not be told apart."""
+    if scorer_name in names:
+        raise InputError("--beside", f"names '{scorer_name}', as the scorer is called, expected another path or name")
 
 
 @dataclass(frozen=True)
@@ -171,12 +191,6 @@ def _average(parts: Mapping[str, _Part], scorer_name: str) -> dict[str, Any]:
     if of_all := {name: missing[name] for name in common if missing[name]}:
         found["unanswered"] = of_all
     return found
-
-
-def check_beside(names: Iterable[str], scorer_name: str) -> None:
-    """Refuse another scorer with the scorer's name: they could not be told apart."""
-    if scorer_name in names:
-        raise InputError("--beside", f"names '{scorer_name}', as the scorer is called, expected another path or name")
 
 
 def best_baseline(means: dict[str, float], scorer_name: str) -> str:
