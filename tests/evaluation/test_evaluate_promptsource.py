@@ -2,12 +2,15 @@
 
 import json
 import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import Run
+from forked import Forked
 from torchmetrics.classification import MulticlassF1Score
 
 from cappy_lightning import Cappy
@@ -206,6 +209,27 @@ def test_what_is_finished_is_not_classified_again(
     assert (done.returncode, "or these have changed since" in done.stderr) == (2, True)
     done = cappy(*words, lora_run)
     assert (done.returncode, "holds other files, expected a new directory" in done.stderr) == (2, True)
+
+
+def test_killed_and_continued_it_ends_with_the_same_report(
+    cappy: Run, lora_run: Path, tmp_path: Path, sources: Path
+) -> None:
+    rows = [{"mail": f"Order {n} came late.", "label": n % 2} for n in range(300)]
+    sources.with_name("two.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["evaluate", "promptsource", sources, "--scorer", lora_run / "adapter", "-o"]
+    assert cappy(*words, tmp_path / "whole").returncode == 0
+    out, first = tmp_path / "out", tmp_path / "out" / "datasets" / "mail%20one.json"
+    process = Forked(tmp_path / "printed", *words, out)
+    while not first.exists():
+        assert process.returncode is None, process.stderr
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not (out / "report.json").exists()
+    finished = first.stat().st_mtime_ns
+    assert cappy(*words, out).returncode == 0
+    assert first.stat().st_mtime_ns == finished
+    assert report_of(out) == report_of(tmp_path / "whole")
 
 
 def test_damaged_files_of_an_evaluation_are_one_line_and_scratch_is_no_other_file(
