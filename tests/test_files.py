@@ -1,5 +1,6 @@
 """Files that are there whole or not at all, and the place of every error in JSON Lines."""
 
+import errno
 import json
 import signal
 import subprocess
@@ -7,9 +8,21 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors import SafetensorError
 
 from cappy_lightning.errors import InputError
-from cappy_lightning.files import atomic_path, cache_dir, make_dir, read_jsonl, remove, to_line, write_json, write_text
+from cappy_lightning.files import (
+    atomic_path,
+    cache_dir,
+    disk_errors_named,
+    make_dir,
+    read_jsonl,
+    remove,
+    to_line,
+    write_json,
+    write_text,
+)
 
 
 def fill(path: Path, text: str, directory: bool) -> None:
@@ -228,3 +241,36 @@ def test_standard_input_is_a_file_by_the_name_of_its_own() -> None:
     done = subprocess.run(command, input=b'\n{"a": 1}\n[]', capture_output=True, timeout=60, check=False)
     assert done.stdout == b"standard input:2 {'a': 1}\n"
     assert b"InputError: standard input:3: found list" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_told_by_the_name_of_what_a_library_wrote(tmp_path: Path, error: Exception) -> None:
+    with pytest.raises(OSError, match="No space left on device") as told, atomic_path(tmp_path / "out"):
+        raise error
+    assert (told.value.errno, told.value.filename) == (errno.ENOSPC, str(tmp_path / "out"))
+
+
+def test_so_is_one_that_torch_writes_to(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="PyTorch failed to write it") as told, disk_errors_named(tmp_path / "shard"):
+        torch.save({"weight": torch.zeros(1_000_000)}, "/dev/full")
+    assert (told.value.errno, told.value.filename) == (errno.EIO, str(tmp_path / "shard"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "named.already"),
+        ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"),
+        RuntimeError("a bug"),
+    ],
+)
+def test_other_errors_of_a_library_stay_what_they_are(tmp_path: Path, error: Exception) -> None:
+    with pytest.raises(type(error)) as told, disk_errors_named(tmp_path):
+        raise error
+    assert told.value is error

@@ -122,11 +122,13 @@ def test_one_file_for_two_outputs_is_refused(cappy: Run, tmp_path: Path) -> None
 
 
 def test_a_report_that_cannot_be_made_is_an_error_where_it_was_asked_for(
-    cappy: Run, lora_run: Path, tmp_path: Path
+    cappy: Run, lora_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bare = [{key: value for key, value in pool.items() if key != "references"} for pool in POOLS]
-    source, out = write(tmp_path / "in.jsonl", bare), tmp_path / "out.jsonl"
-    done = cappy("select", source, "--scorer", lora_run / "adapter", "-o", out, "--report", tmp_path / "report.json")
+    out = tmp_path / "out.jsonl"
+    with open(write(tmp_path / "in.jsonl", bare), encoding="utf-8") as stream:  # read once, so known at the end
+        monkeypatch.setattr(sys, "stdin", stream)
+        done = cappy("select", "-", "--scorer", lora_run / "adapter", "-o", out, "--report", tmp_path / "report.json")
     assert (done.returncode, "no pool has references or choices" in done.stderr) == (2, True)
     assert len(out.read_text().splitlines()) == len(bare)  # the selections are kept
 

@@ -298,7 +298,8 @@ def test_tasks_of_a_table_do_not_share_rows_and_training_rows_are_told(
 
 
 def test_a_test_file_stands_beside_published_figures_that_are_of_one_split() -> None:
-    rows = {"examples": [1, 1], "random": [0.5, 0.5], "shortest": [1, 1], "longest": [0, 0], "cappy": [1, 0]}
+    right = {"random": [0.5, 0.5], "shortest": [1, 1], "longest": [0, 0], "cappy": [1, 0]}
+    rows = {"examples": [1, 1], "right": right}
     result = {"notes": [], "report": {"tasks": {}}, "rows": rows}
     names = ("super_glue/cb", "anli")
     report = promptsource.make_accuracy_report(dict.fromkeys(names, result), {name: (name, "") for name in names})

@@ -187,8 +187,8 @@ def classify(scorer: PretrainedScorer, dataset: Dataset, beside: Sequence[str] =
 
     Returns:
         `report`: that of the selections, with a task for each template; `rows`: for each row of the data set the
-        `examples` that the templates make of it, and of each method how many of these it gets right, of `random` the
-        expected number; `notes`.
+        `examples` that the templates make of it, and how many of these each method gets `right`, `random` on average;
+        and `notes`.
 
     Raises:
         InputError: there is no example with choices.
@@ -223,9 +223,7 @@ def classify(scorer: PretrainedScorer, dataset: Dataset, beside: Sequence[str] =
     return {"notes": notes, "report": report, "rows": _by_row(dataset, pools, {SCORER: selections, **others})}
 
 
-def _by_row(
-    dataset: Dataset, pools: Sequence[Pool], chosen: Mapping[str, Sequence[Selection]]
-) -> dict[str, list[float]]:
+def _by_row(dataset: Dataset, pools: Sequence[Pool], chosen: Mapping[str, Sequence[Selection]]) -> dict[str, Any]:
     """The examples of each row, which all templates of a data set share, and what each method gets right of them."""
     label = LabelConfig()
     gains = rewards(pools, open_measure(label.score, label.tokenizer))
@@ -235,9 +233,8 @@ def _by_row(
     for pool in pools:
         task = "" if pool.example.task.startswith(f"{dataset.name}/") else pool.example.task
         which.append(places.setdefault((task, pool.example.id), len(places)))
-    return {"examples": np.bincount(which).tolist()} | {
-        name: np.bincount(which, weights=values[name]).tolist() for name in (*BLIND, *chosen)
-    }
+    right = {name: np.bincount(which, weights=values[name]).tolist() for name in (*BLIND, *chosen)}
+    return {"examples": np.bincount(which).tolist(), "right": right}
 
 
 def make_accuracy_report(
@@ -257,12 +254,11 @@ def make_accuracy_report(
     means: list[dict[str, float]] = []
     draws: list[dict[str, Floats]] = []
     for key, result in results.items():
-        examples, *columns = (np.array(column, dtype=np.float64) for column in result["rows"].values())
-        names = [name for name in result["rows"] if name != "examples"]
+        examples, right = np.array(result["rows"]["examples"], dtype=np.float64), result["rows"]["right"]
         # A row is resampled with all its templates.
-        total, *sampled = resample(np.array([examples, *columns]), generator)
-        means.append({name: column.sum() / examples.sum() for name, column in zip(names, columns, strict=True)})
-        draws.append({name: own / total for name, own in zip(names, sampled, strict=True)})
+        total, *sampled = resample(np.array([examples, *right.values()]), generator)
+        means.append({name: sum(column) / examples.sum() for name, column in right.items()})
+        draws.append({name: own / total for name, own in zip(right, sampled, strict=True)})
         datasets[key] = {
             "n_rows": len(examples),
             "n_examples": int(examples.sum()),
