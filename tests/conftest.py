@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import absl.logging
 import pytest
 
 from cappy_lightning.cli import main
@@ -22,6 +23,10 @@ QUICKSTART_POOL = ROOT / "data" / "quickstart" / "pool.jsonl"
 # Tests send Ctrl-C. A shell that starts them in the background has it ignored, which children inherit.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Of rouge-score: it closes its stream when uvicorn configures the logging, and that was pytest's, where the first service
+# of a process ran in a test that captures by itself.
+absl.logging.get_absl_handler().python_handler.setStream(sys.__stderr__)
 
 #: No test may wait for a hub: what needs one says so itself.
 os.environ["HF_HUB_OFFLINE"] = "1"
