@@ -29,12 +29,12 @@ from cappy_lightning.backbones.generate import record_pools
 from cappy_lightning.config import Config
 from cappy_lightning.config_loading import load_config
 from cappy_lightning.crossfit import fold_configs
-from cappy_lightning.files import read_json, remove, to_line, write_json, write_text
+from cappy_lightning.files import read_json, remove, write_json
 from cappy_lightning.page import write_picture
 from cappy_lightning.preparation import prepare
 from cappy_lightning.progress import say
 from cappy_lightning.records import Pool
-from cappy_lightning.sources.jsonl import read_labelled_pools
+from cappy_lightning.sources.jsonl import read_labelled_pools, write_pools
 from cappy_lightning.training import finish
 
 #: Of different kinds, fixed before the first result: naming a category, counting, rewriting.
@@ -74,8 +74,7 @@ def prompted(task: str, recorded: Path, folder: Path, more: Sequence[str]) -> di
         config = load_config([*words, f"run_dir={folder / name.replace(' ', '_')}"])
         reports[name] = adapted(config)
     prepared = prepare(config, Path(config.run_dir) / "instances")
-    pools = prepared.train_pools + prepared.validation_pools
-    write_text(folder / "pool.jsonl", "".join(to_line(pool.to_row()) for pool in pools))
+    write_pools(folder / "pool.jsonl", prepared.train_pools + prepared.validation_pools)
     return reports
 
 
@@ -108,7 +107,7 @@ def finetuned(task: str, folder: Path, more: Sequence[str]) -> dict[str, Any]:
     for fold, half in enumerate(fold_configs(load_config([*words, f"run_dir={folder / 'halves'}"]), seen)):
         unseen = answered(Path(half.data.pool[0]), folder / f"llm-{fold}")
         pools += [replace(pool, example=replace(pool.example, split="train")) for pool in unseen]
-    write_text(file, "".join(to_line(pool.to_row()) for pool in pools))
+    write_pools(file, pools)
     return adapted(config)
 
 

@@ -14,9 +14,9 @@ import tempfile
 from pathlib import Path
 
 from cappy_lightning.config_loading import load_config
-from cappy_lightning.files import to_line, write_text
 from cappy_lightning.preparation import prepare
 from cappy_lightning.progress import say
+from cappy_lightning.sources.jsonl import write_pools
 
 TASKS = (
     "auto_categorization",
@@ -45,8 +45,7 @@ def main(folder: str, *tasks: str) -> None:
         config = load_config(["conf/bigbench.yaml", f"data.task={task}", *caps])
         with tempfile.TemporaryDirectory() as scratch:
             prepared = prepare(config, Path(scratch))
-        pools = prepared.train_pools + prepared.validation_pools
-        write_text(path, "".join(to_line(pool.to_row()) for pool in pools))
+        write_pools(path, prepared.train_pools + prepared.validation_pools)
         say(f"recorded: {path}")
 
 

@@ -5,13 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from cappy_lightning.config import Config, SelectConfig
-from cappy_lightning.files import to_line, write_text
 from cappy_lightning.labeling.measures import open_measure
 from cappy_lightning.progress import say
 from cappy_lightning.records import Pool
 from cappy_lightning.run_dir import FOLDS, rank, read_selections
 from cappy_lightning.selection.baselines import rewards
 from cappy_lightning.selection.fusion import Fusion, fit_fusion
+from cappy_lightning.sources.jsonl import write_pools
 
 
 def fold_configs(config: Config, pools: Sequence[Pool]) -> list[Config]:
@@ -28,7 +28,7 @@ def fold_configs(config: Config, pools: Sequence[Pool]) -> list[Config]:
     for fold in range(count):
         file = folder / f"pools-{fold}.jsonl"
         if rank() == 0:
-            write_text(file, "".join(to_line(pool.to_row()) for pool in _with_split(pools, fold, count)))
+            write_pools(file, _with_split(pools, fold, count))
         data = replace(config.data, pool=[str(file)], task=None, examples=None, max_train=None, max_validation=None)
         trainer = replace(config.trainer, max_steps=steps, validations=1, logger="none")
         run = {"run_dir": str(folder / str(fold)), "push_to_hub": None, "select": SelectConfig()}

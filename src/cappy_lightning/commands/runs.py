@@ -61,9 +61,15 @@ def evaluate(options: argparse.Namespace) -> int:
         check_places(options.scorer, options.adapter)
         from cappy_lightning.evaluation.promptsource import evaluate_promptsource
 
-        source = [options.source, *options.config]
-        out, chosen = Path(options.out), (options.scorer, options.adapter, options.activation)
-        evaluate_promptsource(source, *chosen, out, options.json, options.beside)
+        evaluate_promptsource(
+            [options.source, *options.config],
+            options.scorer,
+            options.adapter,
+            options.activation,
+            Path(options.out),
+            options.json,
+            options.beside,
+        )
         return 0
     from cappy_lightning.evaluation.bigbench import evaluate_bigbench
 

@@ -27,7 +27,7 @@ from cappy_lightning.page import Page, Table, print_table, write_page, write_pic
 from cappy_lightning.progress import Ticker, console, counted, say, show_places
 from cappy_lightning.records import Example, Pool, Selection
 from cappy_lightning.scorer.pretrained import PretrainedScorer
-from cappy_lightning.selection.baselines import RANDOM, method_values, rewards
+from cappy_lightning.selection.baselines import RANDOM, SCORER, method_values, rewards
 from cappy_lightning.selection.bootstrap import interval, percent_range, resample
 from cappy_lightning.selection.charts import report_page
 from cappy_lightning.selection.engine import check_loadable, select_from_pools, selections_beside
@@ -43,9 +43,6 @@ BLOCK = 256
 
 #: Characters of a data set's name in the name of a file, which may have 255.
 _LONGEST = 200
-
-#: The scorer in the reports.
-SCORER = "cappy"
 
 #: Choices that do not look at the question.
 BLIND = (RANDOM, "shortest", "longest")
@@ -78,15 +75,21 @@ def evaluate_promptsource(
     datasets, read = open_datasets(source)
     make_dir(out)
     with open_locked(out / ".lock", out, "evaluation"):
-        made_by: dict[str, Any] = {"source": list(source), "scorer": scorer, "adapter": adapter}
-        made_by |= {"activation": activation, "beside": list(beside)}
         missing = [dataset for dataset in datasets if not _file(out, dataset).exists()]
         loaded = None
         if missing:  # before the directory is claimed: what cannot be loaded leaves nothing behind
             check_beside(beside, SCORER)
             check_loadable(beside)
             loaded = PretrainedScorer.from_pretrained(scorer, adapter, activation=activation)
-        _claim(out, made_by | {"sha256": hashes([scorer, *([adapter] if adapter else []), *beside, *read])})
+        made_by = {
+            "source": list(source),
+            "scorer": scorer,
+            "adapter": adapter,
+            "activation": activation,
+            "beside": list(beside),
+            "sha256": hashes([scorer, *([adapter] if adapter else []), *beside, *read]),
+        }
+        _claim(out, made_by)
         for dataset in missing:
             assert loaded is not None
             say(f"{dataset.key}: data set {datasets.index(dataset) + 1} of {len(datasets)}")
@@ -212,14 +215,14 @@ def classify(scorer: PretrainedScorer, dataset: Dataset, beside: Sequence[str] =
             ticker.advance(len(block))
     if not pools:
         raise InputError(dataset.key, "has no example with choices, expected what can be classified")
-    notes = [*dataset.notes()]
-    notes += [f"{dataset.key}: {counted(count, 'example')} {what} left out" for what, count in left_out.items()]
+    counts = [f"{dataset.key}: {counted(count, 'example')} {what} left out" for what, count in left_out.items()]
+    notes = [*dataset.notes(), *counts]
     if trained := sum(pool.example.split == "train" for pool in pools):
         notes.append(f"{dataset.key}: {counted(trained, 'example')} of the split train, which the scorer may know")
     for note in notes:
         say(note)
     others = selections_beside(beside, pools)
-    report = make_report(pools, selections, SCORER, beside=others)
+    report = make_report(pools, selections, beside=others)
     return {"notes": notes, "report": report, "rows": _by_row(dataset, pools, {SCORER: selections, **others})}
 
 

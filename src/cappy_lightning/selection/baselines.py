@@ -14,6 +14,9 @@ from cappy_lightning.matching import normalize
 from cappy_lightning.records import Pool, Selection
 from cappy_lightning.selection.classes import most_frequent_class, shared_classes
 
+#: What a scorer is called in reports that do not say its name.
+SCORER = "cappy"
+
 #: The best that a choice can do, which looks at the truth, and what a blind one gets on average.
 ORACLE, RANDOM = "oracle", "random"
 

@@ -7,7 +7,6 @@ import numpy as np
 
 from cappy_lightning.progress import say
 from cappy_lightning.records import Pool, Selection
-from cappy_lightning.scorer.places import check_places
 from cappy_lightning.scorer.pretrained import PretrainedScorer
 
 #: Pools whose candidates are scored together, so that pairs of like length share a forward.
@@ -25,14 +24,12 @@ def select_from_pools(scorer: PretrainedScorer, pools: Iterable[Pool]) -> Iterat
             yield select_by_logits(scorer, pool, list(islice(logits, len(pool.candidates))))
 
 
-def check_loadable(names: Sequence[str]) -> None:
+def check_loadable(names: Iterable[str]) -> None:
     """Refuse other scorers that could not be used before anything is scored: each is loaded once.
 
     Raises:
         InputError: one cannot be loaded.
     """
-    for name in names:
-        check_places(name)
     for name in names:
         _other(name)
 

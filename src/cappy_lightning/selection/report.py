@@ -22,6 +22,7 @@ from cappy_lightning.selection.baselines import (
     FUSED,
     ORACLE,
     RANDOM,
+    SCORER,
     are_choices,
     check_kind,
     check_names,
@@ -38,7 +39,7 @@ Floats = NDArray[np.float64]
 def make_report(
     pools: Sequence[Pool],
     selections: Sequence[Selection],
-    scorer_name: str = "cappy",
+    scorer_name: str = SCORER,
     label: LabelConfig | None = None,
     seed: int = 0,
     fused: Sequence[Selection] | None = None,
@@ -101,7 +102,7 @@ def make_report(
     }
 
 
-def check_reportable(pools: Sequence[Pool], scorer_name: str = "cappy", beside: Sequence[str] = ()) -> None:
+def check_reportable(pools: Sequence[Pool], scorer_name: str = SCORER, beside: Sequence[str] = ()) -> None:
     """Refuse what no report can be made of, see `make_report`.
 
     Args:
@@ -118,7 +119,7 @@ def check_reportable(pools: Sequence[Pool], scorer_name: str = "cappy", beside: 
         check_names(pools, name)
 
 
-def check_beside(names: Sequence[str], scorer_name: str = "cappy") -> None:
+def check_beside(names: Sequence[str], scorer_name: str = SCORER) -> None:
     """Refuse another scorer with the scorer's name: they could not be told apart."""
     if scorer_name in names:
         raise InputError("--beside", f"names '{scorer_name}', as the scorer is called, expected another path or name")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cappy_lightning.errors import InputError
-from cappy_lightning.files import is_part, read_jsonl
+from cappy_lightning.files import is_part, read_jsonl, to_line, write_text
 from cappy_lightning.progress import counted, say
 from cappy_lightning.records import SPLITS, Example, Pool
 
@@ -22,6 +22,11 @@ def read_examples(path: str | Path) -> list[Example]:
         InputError: a line that is no example, or an id that stands twice, with different contents.
     """
     return _distinct(path, ((where, Example.from_row(row, where)) for where, row in read_jsonl(path)), lambda one: one)
+
+
+def write_pools(path: Path, pools: Iterable[Pool]) -> None:
+    """A file of pools, whole or not at all."""
+    write_text(path, "".join(to_line(pool.to_row()) for pool in pools))
 
 
 def read_labelled_pools(paths: Sequence[str | Path]) -> list[Pool]:
