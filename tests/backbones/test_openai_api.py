@@ -1,6 +1,9 @@
 """The OpenAI API client against the real embedded server, with what goes wrong between them."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -288,6 +291,23 @@ def test_the_embedded_llm_is_asked_without_the_proxy_of_the_environment(
 ) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     record(replace(SETTINGS, kind="embedded"), tmp_path / "pool.jsonl", EXAMPLES[:2])
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads in /proc")
+def test_the_embedded_llm_has_as_many_threads_as_it_is_told() -> None:
+    code = (
+        "import os\n"
+        "from cappy_lightning.backbones.embedded import embedded_server\n"
+        "with embedded_server(): print(len(os.listdir('/proc/self/task')), flush=True); os._exit(0)"
+    )
+
+    def threads(told: str) -> int:
+        command, environment = [sys.executable, "-c", code], {**os.environ, "OMP_NUM_THREADS": told}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
+        return int(done.stdout)
+
+    cores = len(os.sched_getaffinity(0))
+    assert threads(str(cores + 3)) - threads("no number") == 3
 
 
 def test_a_budget_stops_and_with_more_the_same_command_continues(server: str, tmp_path: Path, capsys: Any) -> None:

@@ -36,6 +36,20 @@ def gguf_path() -> Path:
     return Path(spec.origin).parent / GGUF_FILE
 
 
+def _threads() -> int:
+    """What `OMP_NUM_THREADS` says, as PyTorch takes it, else the cores that this process may use.
+
+    The server's threads wait for each other at every operation. With more of them than free cores it is several times
+    slower than with one; what it answers does not depend on their number.
+    """
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    if told.isdecimal() and int(told):
+        return int(told)
+    # Not all of the machine's: a job of a cluster has some of them.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return cores or 1
+
+
 @contextlib.contextmanager
 def embedded_server() -> Iterator[str]:
     """Start the packaged LLM's server, yield its address, and stop it at the end.
@@ -53,9 +67,7 @@ def embedded_server() -> Iterator[str]:
     parameters.model_alias = {ALIAS}  # else clients are told the path
     parameters.n_parallel = SLOTS
     parameters.n_ctx = SLOTS * CONTEXT
-    # Not all of the machine's: a job of a cluster has some of them.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    parameters.cpuparams.n_threads = cores or 1
+    parameters.cpuparams.n_threads = _threads()
     parameters.cache_ram_mib = 0  # else gigabytes of old prompts are kept; the slots keep the newest ones
     parameters.verbosity = -1
     server = xllamacpp.Server(parameters)
