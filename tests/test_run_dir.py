@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from cappy_lightning.config import Config
 from cappy_lightning.errors import InputError
@@ -286,6 +287,7 @@ def test_the_versions_of_what_was_used_are_written(tmp_path: Path) -> None:
     versions = json.loads((tmp_path / VERSIONS).read_text())
     assert {"python", "platform", "torch", "transformers", "cappy-lightning"} <= set(versions)
     assert versions["python"] == sys.version.split()[0]
+    assert versions["threads"] == str(torch.get_num_threads())
 
 
 @pytest.mark.parametrize("text", ["{", "3\n", "\x00"])

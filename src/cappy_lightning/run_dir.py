@@ -32,7 +32,7 @@ from cappy_lightning.records import Pool, Selection
 from cappy_lightning.scorer.places import expanded
 
 CONFIG, VERSIONS, METRICS, LOCK = "config.yaml", "versions.json", "metrics.json", ".lock"
-#: In `VERSIONS`: the hash of the weights that the run began with, where they lie in a directory.
+#: In `VERSIONS`, too: the hash of the weights that the run began with, where they lie in a directory.
 _BASE = "base_sha256"
 #: What was selected from the validation pools, by `select.by`.
 SELECTIONS = "selections.jsonl"
@@ -133,8 +133,12 @@ class RunDir:
     def commit(self) -> None:
         """Write the config, once the data are there: a mistyped path leaves no claim on the directory."""
         if self._lock and not (self.path / CONFIG).exists():
+            import torch  # a second; commands that only read runs do without
+
             base = _base_sha256(self._config)
-            write_json(self.path / VERSIONS, versions() | ({_BASE: base} if base else {}))
+            # Sums are rounded by how they are divided among threads.
+            used = {"threads": str(torch.get_num_threads())} | ({_BASE: base} if base else {})
+            write_json(self.path / VERSIONS, versions() | used)
             write_config(self.path / CONFIG, self._config)
 
     def wait(self) -> None:
